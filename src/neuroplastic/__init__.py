@@ -1,0 +1,58 @@
+"""Neuro-Plastic Transformer: a pretrained decoder whose attention rewrites the weights of its MLPs.
+
+`import neuroplastic` is instant; torch is loaded when a name that needs it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PlasticityConfig
+    from .editing.edit import Edit
+    from .errors import NPTError
+    from .evaluation.fidelity import Fidelity, measure_fidelity
+    from .models import load_base
+    from .surgery import convert, plastic_layers, revert, set_mode
+    from .workspace import Workspace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Edit": "editing.edit",
+    "Fidelity": "evaluation.fidelity",
+    "NPTError": "errors",
+    "PlasticityConfig": "config",
+    "Workspace": "workspace",
+    "convert": "surgery",
+    "load_base": "models",
+    "measure_fidelity": "evaluation.fidelity",
+    "plastic_layers": "surgery",
+    "revert": "surgery",
+    "set_mode": "surgery",
+}
+
+__all__ = [
+    "Edit",
+    "Fidelity",
+    "NPTError",
+    "PlasticityConfig",
+    "Workspace",
+    "convert",
+    "load_base",
+    "measure_fidelity",
+    "plastic_layers",
+    "revert",
+    "set_mode",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,204 @@
+"""How a model is made plastic: the axes of a converted layer, the presets, and which layers.
+
+Nothing here imports torch, so that the command line can answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from .errors import NPTError
+
+Site = Literal["gate", "up", "down"]
+Preset = Literal["v1", "v2", "single", "dual", "triple"]
+Modulation = Literal["additive", "multiplicative", "both", "gate", "gate+up", "gate+up+down"]
+MLPInput = Literal["pre_attention", "post_attention"]
+AttentionResidual = Literal["keep", "drop"]
+GeneratorKind = Literal["analytic", "low_rank"]
+Key = Literal["self", "learned"]
+GeneratorInput = Literal["attention", "effect"]
+Bottleneck = Literal["linear", "relu"]
+Mode = Literal["dynamic", "standard"]
+
+SITES: tuple[Site, ...] = get_args(Site)
+ON_ACTIVATIONS = ("additive", "multiplicative", "both")
+
+# preset -> modulation, MLP input, attention residual
+PRESETS: dict[str, tuple[Modulation, MLPInput, AttentionResidual]] = {
+    "v1": ("additive", "post_attention", "keep"),
+    "v2": ("both", "pre_attention", "drop"),
+    "single": ("gate", "pre_attention", "keep"),
+    "dual": ("gate+up", "pre_attention", "keep"),
+    "triple": ("gate+up+down", "pre_attention", "drop"),
+}
+
+
+@dataclass(frozen=True)
+class PlasticityConfig:
+    """What a converted layer computes. A preset sets three axes; any of them may be overridden."""
+
+    preset: Preset = "dual"
+    """Named combination of modulation, MLP input and attention residual. `dual` (gate and up weights) and
+    `triple` (down as well) reproduce the pretrained layer exactly with the analytic generator; `single`,
+    `v1` and `v2` are the research notes' earlier forms."""
+
+    layers: str = "all"
+    """Which layers become plastic: all, upper_half, top2 (any number), 14,15, 8-15, or negative indices."""
+
+    generator: GeneratorKind = "analytic"
+    """What makes the modulation: `analytic` is exact and has no parameters; `low_rank` is learned."""
+
+    np_rank: int = 64
+    """r: width of the low-rank generator's bottleneck."""
+
+    num_ranks: int = 1
+    """k: rank-1 components per token and site (low_rank on weights)."""
+
+    key: Key = "self"
+    """Input side v_a of a weight update: `self` is z/|z|^2, `learned` comes from the bottleneck."""
+
+    input: GeneratorInput = "attention"
+    """What the low-rank generator reads: the attention output a, or its effect e = n(h + a) - n(h)."""
+
+    bottleneck: Bottleneck = "linear"
+    """Nonlinearity of the low-rank generator's bottleneck."""
+
+    modulation: Modulation | None = None
+    """Override of the preset: on gate activations (additive, multiplicative, both) or on the weights of the
+    sites (gate, gate+up, gate+up+down)."""
+
+    mlp_input: MLPInput | None = None
+    """Override of the preset: the MLP reads n(h) (pre_attention) or n(h + a) (post_attention)."""
+
+    attention_residual: AttentionResidual | None = None
+    """Override of the preset: keep h + a + mlp, or drop to the single residual h + mlp."""
+
+    seed: int = 0
+    """Seed of the low-rank generator's random initialisation."""
+
+    def __post_init__(self) -> None:
+        layers: Any = self.layers
+        if not isinstance(layers, str):
+            object.__setattr__(self, "layers", _layers_as_text(layers))
+        _check_choice("preset", self.preset, get_args(Preset))
+        modulation, mlp_input, residual = PRESETS[self.preset]
+        for axis, value in (
+            ("modulation", modulation),
+            ("mlp_input", mlp_input),
+            ("attention_residual", residual),
+        ):
+            if getattr(self, axis) is None:
+                object.__setattr__(self, axis, value)
+        _check_choice("modulation", self.modulation, get_args(Modulation))
+        _check_choice("mlp_input", self.mlp_input, get_args(MLPInput))
+        _check_choice("attention_residual", self.attention_residual, get_args(AttentionResidual))
+        _check_choice("generator", self.generator, get_args(GeneratorKind))
+        _check_choice("key", self.key, get_args(Key))
+        _check_choice("input", self.input, get_args(GeneratorInput))
+        _check_choice("bottleneck", self.bottleneck, get_args(Bottleneck))
+        for field in ("np_rank", "num_ranks"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise NPTError(f"{field} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise NPTError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
+        self._refuse_impossible()
+
+    def _refuse_impossible(self) -> None:
+        if self.generator == "analytic":
+            if self.num_ranks != 1:
+                raise NPTError(
+                    f"num_ranks={self.num_ranks} with generator='analytic': the exact update of a token has "
+                    "rank 1; use num_ranks=1 or generator='low_rank'"
+                )
+            if self.key != "self":
+                raise NPTError(
+                    "key='learned' with generator='analytic': the exact update needs the self key z/|z|^2; "
+                    "use key='self' or generator='low_rank'"
+                )
+        elif not self.on_weights:
+            if self.num_ranks != 1:
+                raise NPTError(
+                    f"num_ranks={self.num_ranks} with modulation={self.modulation!r}: activations have no "
+                    "rank-1 components; use num_ranks=1 or modulate weights"
+                )
+            if self.key != "self":
+                raise NPTError(
+                    f"key='learned' with modulation={self.modulation!r}: only weight updates have a key; "
+                    "leave key out or modulate weights"
+                )
+
+    @property
+    def on_weights(self) -> bool:
+        """True when weights are modulated, False when the gate's activations are."""
+        return self.modulation not in ON_ACTIVATIONS
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The projections whose output the generator changes."""
+        return tuple(s for s in SITES if s in str(self.modulation).split("+")) if self.on_weights else ("gate",)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PlasticityConfig:
+        """Raises NPTError on a key that this version does not know."""
+        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise NPTError(f"unknown plasticity setting {unknown[0]!r}; made by a newer version?")
+        return cls(**data)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise NPTError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _layers_as_text(layers: Any) -> str:
+    try:
+        items = [layers] if isinstance(layers, int) else list(layers)
+    except TypeError:
+        items = []
+    if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+        raise NPTError(f"layers must be text such as 'all' or '8-15', or whole numbers, not {layers!r}")
+    return ",".join(map(str, items))
+
+
+def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
+    """The layer indices that `spec` names in a model of `num_layers` layers, sorted, each once.
+
+    Raises NPTError where a part is not understood or out of range.
+    """
+
+    def index(text: str) -> int:
+        i = int(text)
+        if not -num_layers <= i < num_layers:
+            raise NPTError(f"layer {i} is out of range: the model has layers 0 to {num_layers - 1}")
+        return i % num_layers
+
+    chosen: set[int] = set()
+    for part in (p.strip() for p in spec.split(",")):
+        if part == "all":
+            chosen.update(range(num_layers))
+        elif part == "upper_half":
+            chosen.update(range(num_layers // 2, num_layers))
+        elif m := re.fullmatch(r"top(\d+)", part):
+            n = int(m[1])
+            if not 1 <= n <= num_layers:
+                raise NPTError(f"layers {part!r}: the model has {num_layers} layers")
+            chosen.update(range(num_layers - n, num_layers))
+        elif re.fullmatch(r"-?\d+", part):
+            chosen.add(index(part))
+        elif m := re.fullmatch(r"(-?\d+)-(-?\d+)", part):
+            first, last = index(m[1]), index(m[2])
+            if first > last:
+                raise NPTError(f"layers {part!r}: the range ends before it begins")
+            chosen.update(range(first, last + 1))
+        else:
+            raise NPTError(f"layers {part!r} not understood; use all, upper_half, top2, 14,15, 8-15 or -1")
+    return tuple(sorted(chosen))

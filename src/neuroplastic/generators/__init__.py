@@ -1,0 +1,18 @@
+"""Generators (NP components): modules that make a layer's modulation from its own attention."""
+
+from __future__ import annotations
+
+from ..config import PlasticityConfig
+from .analytic import AnalyticActivations, AnalyticWeights
+from .base import Generator, Signals, WeightGenerator
+from .low_rank import LowRankActivations, LowRankWeights
+
+__all__ = ["Generator", "Signals", "WeightGenerator", "make_generator"]
+
+
+def make_generator(config: PlasticityConfig, d_model: int, d_ffn: int, layer: int) -> Generator:
+    """The generator of one layer, in float32 on the CPU. Raises NPTError where np_rank does not fit."""
+    if config.generator == "analytic":
+        return AnalyticWeights() if config.on_weights else AnalyticActivations(config)
+    make = LowRankWeights if config.on_weights else LowRankActivations
+    return make(config, d_model, d_ffn, layer)

@@ -1,0 +1,55 @@
+"""What a generator is: given one projection's input and output, and the layer's signals, the modulated output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..config import Site
+
+
+@dataclass
+class Signals:
+    """What one converted layer knows about its tokens when its MLP runs. All tensors [..., d].
+
+    `h` and `x_c` are None on layers whose configuration does not need them.
+    """
+
+    a: Tensor
+    """attention output"""
+    h: Tensor | None
+    """residual stream entering the layer"""
+    x: Tensor | None
+    """n(h), the MLP input without attention"""
+    x_c: Tensor | None
+    """n(h + a), the MLP input with attention"""
+    carried: Tensor | None
+    """what the MLP must add to its own output because the layer no longer adds a; None where it does"""
+
+    def at(self, select: Callable[[Tensor], Tensor]) -> Signals:
+        """The same signals at some of the tokens."""
+        return Signals(*(None if t is None else select(t) for t in vars(self).values()))
+
+
+class Generator(nn.Module):
+    """Modulates the output of a projection. Subclasses hold parameters, or none."""
+
+    def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
+        """The modulated output of `projection` at z [..., d_in] -> [..., d_out]."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it modulates")
+
+    def __call__(self, *args: Any) -> Tensor:  # typed: nn.Module's own returns Any
+        return super().__call__(*args)  # type: ignore[no-any-return]
+
+
+class WeightGenerator(Protocol):
+    """A generator whose modulation is a weight update, which can therefore be made permanent."""
+
+    def factors(
+        self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals
+    ) -> tuple[Tensor, Tensor]:
+        """(v_a [..., k, d_in], v_b [..., k, d_out]) of the update that `forward` applies at z."""
+        ...

@@ -1,0 +1,68 @@
+"""The mathematics of modulation: pure functions on tensors, no modules.
+
+Symbols (shapes in brackets; `...` stands for batch and time, usually B, T):
+
+    h [..., d]        residual stream entering the layer      a [..., d]     attention output
+    x = n(h)          MLP input without attention             x_c = n(h + a) MLP input with attention
+    z [..., d_in]     what a projection reads                 W [d_out, d_in] its weight
+    v_a [..., k, d_in], v_b [..., k, d_out]                   k rank-1 components of one token and site
+
+A weight update of one token is dW = sum_k v_b v_a^T. It is never formed: (W + dW) z = W z + sum_k v_b (v_a . z).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "frobenius_norm",
+    "modulate_activation",
+    "rank_k_effect",
+    "residual_growth",
+    "self_key",
+]
+
+
+def self_key(z: Tensor) -> Tensor:
+    """v_a = z / |z|^2, so that v_a . z = 1. z [..., d_in] -> [..., d_in]; a zero z gives a zero key.
+
+    The square is taken in float32 at least: |z|^2 overflows float16 and is coarse in bfloat16.
+    """
+    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    power = wide.square().sum(-1, keepdim=True)
+    return (wide / power.clamp_min(torch.finfo(wide.dtype).tiny)).to(z.dtype)
+
+
+def rank_k_effect(v_a: Tensor, v_b: Tensor, z: Tensor) -> Tensor:
+    """dW z = sum_k v_b_k (v_a_k . z).
+
+    v_a [..., k, d_in], v_b [..., k, d_out], z [..., d_in] -> [..., d_out]. No (d_out, d_in) tensor is formed.
+    """
+    c = torch.einsum("...ki,...i->...k", v_a, z)
+    return torch.einsum("...ko,...k->...o", v_b, c)
+
+
+def residual_growth(h: Tensor, a: Tensor) -> Tensor:
+    """rho / rho' = rms(h) / rms(h + a): how much RMSNorm shrinks h once attention is added. [..., d] -> [..., 1].
+
+    For RMSNorm, W n(h + a) = (rho / rho') W n(h) + W diag(w) a / rho'. Zero where h + a is zero.
+    """
+    after = (h + a).square().mean(-1, keepdim=True)
+    return (h.square().mean(-1, keepdim=True) / after.clamp_min(torch.finfo(h.dtype).tiny)).sqrt()
+
+
+def modulate_activation(y: Tensor, d_mult: Tensor | None, d_add: Tensor | None) -> Tensor:
+    """y * (1 + d_mult) + d_add, either part optional. y, d_add [..., f], d_mult [..., f] or [..., 1]."""
+    if d_mult is not None:
+        y = y * (1 + d_mult)
+    return y if d_add is None else y + d_add
+
+
+def frobenius_norm(A: Tensor, B: Tensor) -> Tensor:
+    """|B A|_F = sqrt(tr((B^T B)(A A^T))), without forming B A. A [rank, d_in], B [d_out, rank] -> scalar.
+
+    Accumulated in float64, since the trace of two Gram matrices loses half the digits.
+    """
+    A, B = A.double(), B.double()
+    return ((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt()
