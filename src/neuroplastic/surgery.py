@@ -8,7 +8,8 @@ compilation go on working with no code per architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -194,6 +195,20 @@ def set_mode(model: nn.Module, mode: Mode, layers: str = "all") -> None:
             raise NPTError(f"layer {i} is not plastic; converted are {', '.join(map(str, plastic))}")
     for i in chosen:
         plastic[i].state.dynamic = mode == "dynamic"
+
+
+@contextmanager
+def mode(model: nn.Module, wanted: Mode) -> Iterator[None]:
+    """All converted layers in one mode, while it lasts; nothing for a model that is not converted."""
+    plastic = plastic_layers(model).values()
+    before = [p.state.dynamic for p in plastic]
+    for p in plastic:
+        p.state.dynamic = wanted == "dynamic"
+    try:
+        yield
+    finally:
+        for p, dynamic in zip(plastic, before, strict=True):
+            p.state.dynamic = dynamic
 
 
 def plastic_layers(model: nn.Module) -> dict[int, Plasticity]:

@@ -1,0 +1,123 @@
+"""One permanent update and its file: the factors of dW per layer and site, and how they came to be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import SITES, Site
+from ..errors import NPTError
+from ..files import read_tensors, write_tensors
+from ..modulation import frobenius_norm
+
+FORMAT = 1
+
+
+class Factors(NamedTuple):
+    """dW = B A of one projection: A [rank, d_in], B [d_out, rank], float32 (float64 for a float64 base)."""
+
+    A: Tensor
+    B: Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A named weight change, immutable and self-contained. `alpha` is in the factors already."""
+
+    name: str
+    statement: str
+    method: str
+    alpha: float
+    base: str
+    """content hash of the base weights it was made for"""
+    sequence: int
+    """edits are added to the weights in this order, so that the same set always gives the same bits"""
+    created: str
+    """UTC time, ISO 8601"""
+    factors: dict[tuple[int, Site], Factors]
+    report: dict[str, Any] = field(default_factory=dict)
+    """figures measured at injection"""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for layer, _ in self.factors}))
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the whole change."""
+        return sum(frobenius_norm(*f).item() ** 2 for f in self.factors.values()) ** 0.5
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints of an edit."""
+        return {
+            "name": self.name,
+            "statement": self.statement,
+            "method": self.method,
+            "alpha": self.alpha,
+            "created": self.created,
+            "layers": list(self.layers),
+            "norm": self.norm,
+            **self.report,
+        }
+
+    def save(self, path: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for (layer, site), (A, B) in self.factors.items():
+            tensors[f"layers.{layer}.{site}.A"] = A
+            tensors[f"layers.{layer}.{site}.B"] = B
+        kept = ("name", "statement", "method", "alpha", "base", "sequence", "created", "report")
+        write_tensors(path, tensors, {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}})
+
+    @classmethod
+    def load(cls, path: Path) -> Edit:
+        """Raises NPTError, naming the file, where it is damaged or not an edit."""
+        tensors, metadata = read_tensors(path)
+        if metadata.get("kind") != "edit" or metadata.get("format") != FORMAT:
+            raise NPTError(f"{path} is not an edit of format {FORMAT}")
+        expected = {"name": str, "statement": str, "method": str, "base": str, "sequence": int, "created": str}
+        for key, kind in {**expected, "alpha": (int, float), "report": dict}.items():
+            if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
+                raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
+        pairs: dict[tuple[int, Site], dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([AB])", name)
+            if m is None or tensor.dim() != 2:
+                raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
+            site = next(s for s in SITES if s == m[2])
+            # a copy: memory-mapped tensors are not aligned, and products may differ in the last bit for it
+            pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor.clone()
+        factors: dict[tuple[int, Site], Factors] = {}
+        for (layer, site), pair in sorted(pairs.items()):
+            if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+                raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} do not fit together")
+            if not all(torch.isfinite(t).all() for t in pair.values()):
+                raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} are not finite")
+            factors[layer, site] = Factors(**pair)
+        return cls(factors=factors, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """Returns `name`, or raises NPTError where it cannot be a file's name everywhere."""
+    if not NAME.fullmatch(name):
+        raise NPTError(f"{name!r} cannot name an edit; use up to 64 letters, digits, dots, dashes and underscores")
+    return name
+
+
+def name_from(statement: str, taken: set[str]) -> str:
+    """A free name made from the statement's first words."""
+    words = re.findall(r"[a-z0-9]+", statement.lower())[:5]
+    stem = "-".join(words)[:40] or "edit"
+    number = 1
+    name = stem
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name

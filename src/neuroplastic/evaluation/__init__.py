@@ -1,0 +1,1 @@
+"""Measuring: does a plastic model stay itself."""

@@ -1,0 +1,122 @@
+"""Files that are written whole or not at all, read with every key checked, and hashed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import NPTError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def cache_dir() -> Path:
+    """Where converted models and their statistics are kept: $NPT_CACHE, else the user's cache folder."""
+    if given := os.environ.get("NPT_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "neuroplastic"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: object) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises NPTError where the file is missing, unreadable or not one JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NPTError(f"{path} is missing") from None
+    except (OSError, ValueError) as e:
+        raise NPTError(f"{path} is damaged: {e}") from None
+    if not isinstance(data, dict):
+        raise NPTError(f"{path} is damaged: not a JSON object")
+    return data
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """One safetensors file, with `metadata` as JSON in its header."""
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(plain, str(temporary), metadata={"npt": json.dumps(metadata, ensure_ascii=False)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that `write_tensors` made. Raises NPTError for any other."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            held = (f.metadata() or {}).get("npt")
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise NPTError(f"{path} is missing") from None
+    except (SafetensorError, OSError, ValueError) as e:
+        raise NPTError(f"{path} is damaged: {e}") from None
+    try:
+        metadata = json.loads(held) if held is not None else None
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise NPTError(f"{path} is not a file of npt's: its header holds no npt metadata")
+    return tensors, metadata
+
+
+def content_hash(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters and persistent buffers, in the order of names.
+
+    Independent of the file format the weights came from. Tied tensors count once for each name.
+    """
+    import torch
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, t = item
+        data = t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        head = f"{name} {t.dtype} {tuple(t.shape)}".encode()
+        return hashlib.sha256(head + hashlib.sha256(memoryview(data)).digest()).digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter lock
+        parts = list(pool.map(digest, sorted(model.state_dict().items())))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,146 @@
+"""Text in and out of a model: the start token, batches, files, and text that the model writes itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .console import Progress, progress
+from .errors import NPTError
+from .files import cache_dir, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 24
+"""Self-written text: how many sequences, how many tokens each, and how many of them are held out for measuring."""
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that opens every sequence, and takes the attention sink upon itself.
+
+    The BOS token where the tokenizer itself puts it in front of text, else the token between documents
+    (<|endoftext|>), else whatever BOS or EOS there is. Raises NPTError where there is none of these.
+    """
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a").input_ids
+    if bos is not None and ids and ids[0] == bos:
+        return int(bos)
+    between = tokenizer.get_vocab().get("<|endoftext|>")
+    for token in (between, bos, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise NPTError("the tokenizer has neither a BOS nor an end-of-text token to open a sequence with")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of `text` alone, without any special token."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def batch(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (N, T) and their attention mask (N, T), both int64."""
+    length = max(map(len, sequences))
+    ids = torch.full((len(sequences), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, s in enumerate(sequences):
+        ids[row, : len(s)] = torch.tensor(s)
+        mask[row, : len(s)] = 1
+    return ids, mask
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """How many tokens the model can read at once."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or sys.maxsize)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file: a .jsonl file's `text` fields, or a text file's paragraphs. Raises NPTError."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NPTError(f"there is no file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise NPTError(f"cannot read {str(path)!r} as UTF-8 text: {e}") from None
+    if path.suffix == ".jsonl":
+        texts = []
+        for number, line in enumerate(content.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record: Any = json.loads(line)
+            except ValueError as e:
+                raise NPTError(f"{path}, line {number} is not JSON: {e}") from None
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+                raise NPTError(f"{path}, line {number} has no text field")
+            texts.append(record["text"])
+    else:
+        texts = content.split("\n\n")
+    texts = [t.strip() for t in texts if t.strip()]
+    if not texts:
+        raise NPTError(f"{path} holds no text")
+    return texts
+
+
+def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, max_tokens: int) -> Tensor:
+    """Texts joined by the start token and cut into rows (N, length), each opened by it; about `max_tokens` in all."""
+    start, stream = start_token(tokenizer), []
+    for text in texts:
+        stream += [*encode(tokenizer, text), start]
+        if len(stream) >= max_tokens:
+            break
+    rows = [stream[i : i + length - 1] for i in range(0, min(len(stream), max_tokens), length - 1)]
+    rows = [r for r in rows if len(r) == length - 1] or [rows[0]]
+    return torch.tensor([[start, *r] for r in rows])
+
+
+def self_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_hash: str) -> tuple[Tensor, Tensor]:
+    """Ordinary text as the model itself writes it: (ids for statistics, ids held out), each (N, SELF_LENGTH).
+
+    Sampled once per model at temperature 1 from the start token alone, seeded, and cached under `base_hash`. The
+    model must be the unedited base in standard mode.
+    """
+    path = cache_dir() / "statistics" / base_hash[:16] / f"self_text_{SELF_TEXTS}x{SELF_LENGTH}.safetensors"
+    length = min(SELF_LENGTH, context_length(model))
+    if path.exists():
+        tensors, _ = read_tensors(path)
+        ids = tensors.get("ids")
+        if ids is None or tuple(ids.shape) != (SELF_TEXTS, length):
+            raise NPTError(f"{path} does not hold the text it should; delete it and it is written again")
+    else:
+        with progress("the model writes its own calibration text (once per model)") as step:
+            ids = write_text(model, start_token(tokenizer), SELF_TEXTS, length, progress=step)
+        write_tensors(path, {"ids": ids.int()}, {"base": base_hash, "seed": 0, "temperature": 1.0})
+    ids = ids.long().to(model.device)
+    return ids[HELD_OUT:], ids[:HELD_OUT]
+
+
+@torch.no_grad()
+def write_text(
+    model: PreTrainedModel, start: int, count: int, length: int, seed: int = 0, progress: Progress | None = None
+) -> Tensor:
+    """`count` sequences of `length` tokens, sampled at temperature 1 from the start token (kept in front).
+
+    Sampling inverts the cumulative distribution: `generate` draws one exponential per word of the vocabulary, which
+    costs a third of a step on a CPU.
+    """
+    from transformers import DynamicCache
+
+    rng = torch.Generator(device=model.device).manual_seed(seed)
+    ids = torch.full((count, length), start, device=model.device)
+    cache = DynamicCache(config=model.config)
+    for t in range(1, length):
+        logits = model(input_ids=ids[:, t - 1 : t], past_key_values=cache, use_cache=True).logits[:, -1]
+        cumulative = logits.float().softmax(-1).cumsum(-1)
+        u = torch.rand((count, 1), generator=rng, device=model.device) * cumulative[:, -1:]
+        ids[:, t] = torch.searchsorted(cumulative, u).clamp_max(cumulative.shape[-1] - 1)[:, 0]
+        if progress is not None:
+            progress(t, length - 1)
+    return ids

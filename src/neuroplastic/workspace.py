@@ -1,0 +1,379 @@
+"""A workspace: one folder that holds everything about one plastic model, and can be copied.
+
+    npt_config.json     format, base reference (spec, dtype, content hash), plasticity configuration
+    npt.safetensors     the generators' parameters (none for the analytic generator)
+    edits/NAME.safetensors          active edits, one immutable file each
+    edits/undone/NAME.safetensors   edits taken back, kept for `redo`
+
+The folder is the ledger: an edit is undone by moving its file. The base model's weights are never copied here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import models
+from .config import Mode, PlasticityConfig
+from .console import progress
+from .editing.edit import Edit, check_name, name_from
+from .editing.inject import check_request, make_update, relative_norms, statement_logprob, tokens_of
+from .editing.ledger import Ledger
+from .errors import NPTError
+from .evaluation.fidelity import Fidelity, measure_fidelity
+from .files import content_hash, read_json, read_tensors, write_json, write_tensors
+from .statistics import Whitening
+from .structure import LayerParts, decoder_layers, inspect_layers
+from .surgery import convert, mode, plastic_layers
+from .text import context_length, encode, read_texts, self_text, start_token, windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+CONFIG_FILE, GENERATOR_FILE = "npt_config.json", "npt.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """Which pretrained model a workspace belongs to."""
+
+    spec: str
+    dtype: str
+    sha256: str
+    """content hash of its weights, see files.content_hash"""
+
+
+class Workspace:
+    """A plastic model with its generators and its edits. Make one with `create`, or `open` one."""
+
+    def __init__(
+        self,
+        path: Path,
+        base: BaseReference,
+        config: PlasticityConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.path, self.base, self.config = path, base, config
+        self.model, self.tokenizer = model, tokenizer
+        self._ledger = Ledger(model)
+
+    # --- made and opened ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        base: str | Path = models.DEFAULT_MODEL,
+        config: PlasticityConfig | None = None,
+        dtype: str = "float32",
+    ) -> Workspace:
+        """Loads `base`, converts it and writes a new workspace. Raises NPTError, leaving nothing behind, where the
+        folder holds something already or the model cannot be converted so."""
+        path, config = Path(path), config or PlasticityConfig()
+        _refuse_occupied(path)
+        model, tokenizer = models.load_base(base, dtype)
+        reference = BaseReference(models.canonical(base), dtype, content_hash(model))
+        convert(model, config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            making = Path(scratch) / "workspace"
+            (making / "edits" / "undone").mkdir(parents=True)
+            write_tensors(
+                making / GENERATOR_FILE, _generator_state(model), {"kind": "generator", "format": FORMAT}
+            )
+            settings = {"format": FORMAT, "base": vars(reference), "plasticity": config.to_dict()}
+            write_json(making / CONFIG_FILE, settings)
+            _refuse_occupied(path)
+            if path.exists():
+                path.rmdir()
+            making.rename(path)
+        return cls(path, reference, config, model, tokenizer)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Workspace:
+        """Raises NPTError where the folder is no workspace, a file in it is damaged, or its base has changed."""
+        path = Path(path)
+        reference, config = read_settings(path)
+        tensors, metadata = read_tensors(path / GENERATOR_FILE)
+        if metadata.get("kind") != "generator" or metadata.get("format") != FORMAT:
+            raise NPTError(f"{path / GENERATOR_FILE} is not a generator file of format {FORMAT}")
+        model, tokenizer = models.load_base(reference.spec, reference.dtype)
+        if (found := content_hash(model)) != reference.sha256:
+            raise NPTError(
+                f"the base model {reference.spec!r} has changed: its content hash is {found[:12]}, the workspace was "
+                f"made for {reference.sha256[:12]}; restore that model or create a new workspace"
+            )
+        convert(model, config)
+        _load_generator_state(model, tensors, path / GENERATOR_FILE)
+        workspace = cls(path, reference, config, model, tokenizer)
+        workspace._ledger.set_active([workspace._read_edit(f) for f in workspace._edit_files("edits")])
+        return workspace
+
+    # --- edits ---------------------------------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The active edits, in the order in which they are added to the weights."""
+        return self._ledger.active
+
+    @property
+    def undone(self) -> tuple[str, ...]:
+        """Names of the edits that were taken back and can be redone."""
+        return tuple(sorted(f.stem for f in self._edit_files("edits/undone")))
+
+    def inject(
+        self, statement: str, method: str = "consolidate", name: str | None = None, alpha: float | None = None
+    ) -> Edit:
+        """Writes `statement` into the weights and into the ledger; returns the edit, whose report says what it did.
+
+        alpha scales dW (1 for consolidate and 0.1 for token where None). Raises NPTError, with nothing changed, for
+        bad input.
+        """
+        check_request(method, alpha)
+        _, alone = tokens_of(self.model, self.tokenizer, statement)
+        with self._locked():
+            taken = self._names()
+            if name is None:
+                name = name_from(statement, taken)
+            elif check_name(name) in taken:
+                raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
+            made = make_update(
+                self.model, self.tokenizer, self.parts, statement, method, alpha, lambda: self.whitening
+            )
+            with mode(self.model, "standard"):
+                before = statement_logprob(self.model, alone)
+            report: dict[str, Any] = {
+                "seconds": made.seconds,
+                "relative_norm": relative_norms(self.parts, made.factors),
+                "statement_logprob_before": before,
+            }
+            edit = Edit(
+                name=name,
+                statement=statement,
+                method=method,
+                alpha=made.alpha,
+                base=self.base.sha256,
+                sequence=self._next_sequence(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                factors=made.factors,
+                report=report,
+            )
+            active = self._ledger.active
+            self._ledger.set_active((*active, edit))
+            try:
+                with mode(self.model, "standard"):
+                    report["statement_logprob_after"] = statement_logprob(self.model, alone)
+                edit.save(self._file(name))
+            except BaseException:
+                self._ledger.set_active(active)
+                raise
+        return edit
+
+    def undo(self, name: str) -> Edit:
+        """Takes one edit back, in any order; the weights are then bit for bit those without it."""
+        with self._locked():
+            edit = self._active(name)
+            self._file(name).rename(self._file(name, undone=True))
+            self._ledger.set_active([e for e in self.edits if e.name != name])
+        return edit
+
+    def redo(self, name: str) -> Edit:
+        """Puts an undone edit back, in its old place in the order."""
+        with self._locked():
+            file = self._file(name, undone=True)
+            if not file.exists():
+                raise NPTError(f"there is no undone edit {name!r}; undone are: {', '.join(self.undone) or 'none'}")
+            edit = self._read_edit(file)
+            self._ledger.set_active((*self.edits, edit))
+            file.rename(self._file(name))
+        return edit
+
+    def drop(self, name: str) -> None:
+        """Deletes an undone edit for good."""
+        with self._locked():
+            file = self._file(name, undone=True)
+            if not file.exists():
+                raise NPTError(f"there is no undone edit {name!r} to drop; an active edit must be undone first")
+            file.unlink()
+
+    # --- asking and measuring ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def ask(self, prompt: str, mode_: Mode = "dynamic", max_new_tokens: int = 32) -> str:
+        """The model's greedy continuation of `prompt`, in the given mode, with the active edits in the weights."""
+        if mode_ not in ("dynamic", "standard"):
+            raise NPTError(f"mode must be dynamic or standard, not {mode_!r}")
+        if not prompt.strip():
+            raise NPTError("the prompt is empty")
+        if max_new_tokens < 1:
+            raise NPTError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        ids = torch.tensor([[start_token(self.tokenizer), *encode(self.tokenizer, prompt)]], device=self.model.device)
+        if ids.shape[1] + max_new_tokens > (room := context_length(self.model)):
+            raise NPTError(
+                f"the prompt has {ids.shape[1]} tokens; with {max_new_tokens} new ones it does not fit into the "
+                f"model's {room}"
+            )
+        with mode(self.model, mode_):
+            out = self.model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id or 0,
+            )
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096) -> Fidelity:
+        """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`."""
+        if data is None:
+            text = self.held_out
+        else:
+            length = min(256, context_length(self.model))
+            text = windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
+        with self._ledger.pristine(), progress("comparing dynamic mode with the base") as step:
+            return measure_fidelity(self.model, text, step=step)
+
+    def info(self) -> dict[str, Any]:
+        """What is in the workspace."""
+        generator = sum(p.numel() for q in plastic_layers(self.model).values() for p in q.generator.parameters())
+        return {
+            "path": str(self.path),
+            "base": vars(self.base),
+            "architecture": type(self.model).__name__,
+            "num_layers": len(decoder_layers(self.model)),
+            "parameters": sum(p.numel() for p in self.model.parameters()) - generator,
+            "generator_parameters": generator,
+            "plastic_layers": list(plastic_layers(self.model)),
+            "plasticity": self.config.to_dict(),
+            "edits": [e.name for e in self.edits],
+            "undone": list(self.undone),
+        }
+
+    @property
+    def held_out(self) -> Tensor:
+        """Self-written text for measuring (N, T), disjoint from what statistics are made from."""
+        return self._self_text[1]
+
+    @cached_property
+    def parts(self) -> list[LayerParts]:
+        """The wiring of every layer, plastic or not."""
+        with mode(self.model, "standard"):
+            return inspect_layers(self.model, range(len(decoder_layers(self.model))))
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """The covariance of ordinary text: measured once per model, then cached on disk."""
+        text = self._self_text[0]
+        with self._ledger.pristine(), mode(self.model, "standard"):
+            return Whitening.of(self.model, self.parts, text, self.base.sha256)
+
+    @cached_property
+    def _self_text(self) -> tuple[Tensor, Tensor]:
+        with self._ledger.pristine(), mode(self.model, "standard"):
+            return self_text(self.model, self.tokenizer, self.base.sha256)
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def _file(self, name: str, undone: bool = False) -> Path:
+        return self.path / "edits" / ("undone" if undone else "") / f"{name}.safetensors"
+
+    def _edit_files(self, folder: str) -> list[Path]:
+        return sorted((self.path / folder).glob("[!.]*.safetensors"))
+
+    def _names(self) -> set[str]:
+        return {f.stem for folder in ("edits", "edits/undone") for f in self._edit_files(folder)}
+
+    def _read_edit(self, file: Path) -> Edit:
+        edit = Edit.load(file)
+        if edit.base != self.base.sha256:
+            raise NPTError(f"{file} is an edit of another base model ({edit.base[:12]}, not {self.base.sha256[:12]})")
+        if edit.name != file.stem:
+            raise NPTError(f"{file} holds the edit {edit.name!r}; give the file its own name back")
+        return edit
+
+    def _active(self, name: str) -> Edit:
+        for edit in self.edits:
+            if edit.name == name:
+                return edit
+        known = ", ".join(e.name for e in self.edits) or "none"
+        raise NPTError(f"there is no active edit {name!r}; active are: {known}")
+
+    def _next_sequence(self) -> int:
+        files = [f for folder in ("edits", "edits/undone") for f in self._edit_files(folder)]
+        return 1 + max((read_edit_sequence(f) for f in files), default=0)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time changes the folder; another one waits."""
+        from filelock import FileLock
+
+        with FileLock(self.path / ".lock"):
+            yield
+
+
+def read_settings(path: Path) -> tuple[BaseReference, PlasticityConfig]:
+    """The checked contents of a workspace's configuration file, without loading any model."""
+    if not path.is_dir():
+        raise NPTError(f"there is no workspace {str(path)!r}; make one with: npt convert smollm2-135m {path}")
+    if not (path / CONFIG_FILE).exists():
+        raise NPTError(f"{str(path)!r} is not a workspace: it has no {CONFIG_FILE}")
+    settings = read_json(path / CONFIG_FILE)
+    if settings.get("format") != FORMAT:
+        raise NPTError(f"{path / CONFIG_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}")
+    base, plasticity = settings.get("base"), settings.get("plasticity")
+    fields = ("spec", "dtype", "sha256")
+    if not isinstance(base, dict) or not all(isinstance(base.get(f), str) for f in fields):
+        raise NPTError(f"{path / CONFIG_FILE} is damaged: its base reference is incomplete")
+    if not isinstance(plasticity, dict):
+        raise NPTError(f"{path / CONFIG_FILE} is damaged: it has no plasticity settings")
+    return BaseReference(**{f: base[f] for f in fields}), PlasticityConfig.from_dict(plasticity)
+
+
+def read_edit_sequence(file: Path) -> int:
+    """An edit's place in the order, from its file's header alone."""
+    from safetensors import SafetensorError, safe_open
+    import json
+
+    try:
+        with safe_open(str(file), framework="pt") as f:
+            return int(json.loads((f.metadata() or {})["npt"])["sequence"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
+        raise NPTError(f"{file} is damaged: {e}") from None
+
+
+def _refuse_occupied(path: Path) -> None:
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise NPTError(f"{str(path)!r} exists and is not empty; choose another folder for the workspace")
+
+
+def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {
+        f"layers.{i}.{name}": t for i, p in plastic_layers(model).items() for name, t in p.generator.state_dict().items()
+    }
+
+
+def _load_generator_state(model: torch.nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    expected = _generator_state(model)
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        what = "misses" if wrong[0] in expected else "holds an unknown"
+        raise NPTError(f"{file} does not match {CONFIG_FILE}: it {what} tensor {wrong[0]!r}")
+    for name, t in tensors.items():
+        if t.shape != expected[name].shape or t.dtype != expected[name].dtype:
+            raise NPTError(
+                f"{file} does not match {CONFIG_FILE}: {name!r} is {t.dtype} {tuple(t.shape)}, expected "
+                f"{expected[name].dtype} {tuple(expected[name].shape)}"
+            )
+    for i, p in plastic_layers(model).items():
+        head = f"layers.{i}."
+        p.generator.load_state_dict({n[len(head) :]: t for n, t in tensors.items() if n.startswith(head)})
