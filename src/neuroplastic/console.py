@@ -43,3 +43,14 @@ def progress(what: str) -> Iterator[Progress]:
     with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere; for work of unknown length."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import NPTError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def cache_dir() -> Path:
@@ -98,8 +98,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def content_hash(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all parameters and persistent buffers, in the order of names.
+def content_hash(state: dict[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the tensors, in the order of names.
 
     Independent of the file format the weights came from. Tied tensors count once for each name.
     """
@@ -112,7 +112,7 @@ def content_hash(model: nn.Module) -> str:
         return hashlib.sha256(head + hashlib.sha256(memoryview(data)).digest()).digest()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter lock
-        parts = list(pool.map(digest, sorted(model.state_dict().items())))
+        parts = list(pool.map(digest, sorted(state.items())))
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

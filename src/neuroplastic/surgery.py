@@ -217,6 +217,11 @@ def plastic_layers(model: nn.Module) -> dict[int, Plasticity]:
     return {p.parts.index: p for p in sorted(found, key=lambda p: p.parts.index)}
 
 
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the pretrained model inside: names and tensors as before conversion."""
+    return {name: t for name, t in model.state_dict().items() if f".{PLASTICITY}." not in name}
+
+
 def _width(mlp: nn.Module) -> tuple[int, int]:
     gate = projection(mlp, "gate")
     return int(gate.in_features), int(gate.out_features)  # type: ignore[call-overload]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,8 +106,9 @@ def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
 def self_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_hash: str) -> tuple[Tensor, Tensor]:
     """Ordinary text as the model itself writes it: (ids for statistics, ids held out), each (N, SELF_LENGTH).
 
-    Sampled once per model at temperature 1 from the start token alone, seeded, and cached under `base_hash`. The
-    model must be the unedited base in standard mode.
+    Sampled once per model at temperature 1, seeded, and cached under `base_hash`. Each sequence opens with the start
+    token and a random word: left alone, an instruction-tuned model begins most of its texts with the same few tokens.
+    The model must be the unedited base in standard mode.
     """
     path = cache_dir() / "statistics" / base_hash[:16] / f"self_text_{SELF_TEXTS}x{SELF_LENGTH}.safetensors"
     length = min(SELF_LENGTH, context_length(model))
@@ -116,17 +119,34 @@ def self_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_h
             raise NPTError(f"{path} does not hold the text it should; delete it and it is written again")
     else:
         with progress("the model writes its own calibration text (once per model)") as step:
-            ids = write_text(model, start_token(tokenizer), SELF_TEXTS, length, progress=step)
+            openings = [[start_token(tokenizer), word] for word in random_words(tokenizer, SELF_TEXTS)]
+            ids = write_text(model, torch.tensor(openings, device=model.device), length, progress=step)
         write_tensors(path, {"ids": ids.int()}, {"base": base_hash, "seed": 0, "temperature": 1.0})
     ids = ids.long().to(model.device)
     return ids[HELD_OUT:], ids[:HELD_OUT]
 
 
+def random_words(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) -> list[int]:
+    """`count` different tokens that are a whole word of at least three letters, drawn at random from the vocabulary."""
+    order = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(seed)).tolist()
+    special, before = set(tokenizer.all_special_ids), encode(tokenizer, "a")
+
+    def is_word(token: int) -> bool:  # decoded behind another one: at the front, some tokenizers drop the space
+        shown = str(tokenizer.decode([*before, token]))[1:]
+        return token not in special and re.fullmatch(r" [A-Za-z]{3,}", shown) is not None
+
+    words = filter(is_word, order)
+    found = list(itertools.islice(words, count))
+    if not found:
+        raise NPTError("the tokenizer's vocabulary holds no words to begin a text with")
+    return list(itertools.islice(itertools.cycle(found), count))
+
+
 @torch.no_grad()
 def write_text(
-    model: PreTrainedModel, start: int, count: int, length: int, seed: int = 0, progress: Progress | None = None
+    model: PreTrainedModel, openings: Tensor, length: int, seed: int = 0, progress: Progress | None = None
 ) -> Tensor:
-    """`count` sequences of `length` tokens, sampled at temperature 1 from the start token (kept in front).
+    """Continues openings (N, T0) to (N, length), sampled at temperature 1.
 
     Sampling inverts the cumulative distribution: `generate` draws one exponential per word of the vocabulary, which
     costs a third of a step on a CPU.
@@ -134,13 +154,13 @@ def write_text(
     from transformers import DynamicCache
 
     rng = torch.Generator(device=model.device).manual_seed(seed)
-    ids = torch.full((count, length), start, device=model.device)
-    cache = DynamicCache(config=model.config)
-    for t in range(1, length):
-        logits = model(input_ids=ids[:, t - 1 : t], past_key_values=cache, use_cache=True).logits[:, -1]
+    ids, new, cache = openings, openings, DynamicCache(config=model.config)
+    while ids.shape[1] < length:
+        logits = model(input_ids=new, past_key_values=cache, use_cache=True).logits[:, -1]
         cumulative = logits.float().softmax(-1).cumsum(-1)
-        u = torch.rand((count, 1), generator=rng, device=model.device) * cumulative[:, -1:]
-        ids[:, t] = torch.searchsorted(cumulative, u).clamp_max(cumulative.shape[-1] - 1)[:, 0]
+        u = torch.rand((len(ids), 1), generator=rng, device=model.device) * cumulative[:, -1:]
+        new = torch.searchsorted(cumulative, u).clamp_max(cumulative.shape[-1] - 1)
+        ids = torch.cat([ids, new], 1)
         if progress is not None:
-            progress(t, length - 1)
+            progress(ids.shape[1], length)
     return ids

@@ -10,6 +10,7 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import content_hash, read_json, read_tensors, write_json, write_tensors
 from .statistics import Whitening
 from .structure import LayerParts, decoder_layers, inspect_layers
-from .surgery import convert, mode, plastic_layers
+from .surgery import base_state, convert, mode, plastic_layers
 from .text import context_length, encode, read_texts, self_text, start_token, windows
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Workspace:
         path, config = Path(path), config or PlasticityConfig()
         _refuse_occupied(path)
         model, tokenizer = models.load_base(base, dtype)
-        reference = BaseReference(models.canonical(base), dtype, content_hash(model))
+        reference = BaseReference(models.canonical(base), dtype, content_hash(base_state(model)))
         convert(model, config)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
@@ -109,7 +110,7 @@ class Workspace:
         if metadata.get("kind") != "generator" or metadata.get("format") != FORMAT:
             raise NPTError(f"{path / GENERATOR_FILE} is not a generator file of format {FORMAT}")
         model, tokenizer = models.load_base(reference.spec, reference.dtype)
-        if (found := content_hash(model)) != reference.sha256:
+        if (found := content_hash(base_state(model))) != reference.sha256:
             raise NPTError(
                 f"the base model {reference.spec!r} has changed: its content hash is {found[:12]}, the workspace was "
                 f"made for {reference.sha256[:12]}; restore that model or create a new workspace"
@@ -117,7 +118,7 @@ class Workspace:
         convert(model, config)
         _load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
-        workspace._ledger.set_active([workspace._read_edit(f) for f in workspace._edit_files("edits")])
+        workspace._ledger.set_active([workspace._read_edit(f) for f in edit_files(path / "edits")])
         return workspace
 
     # --- edits ---------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ class Workspace:
     @property
     def undone(self) -> tuple[str, ...]:
         """Names of the edits that were taken back and can be redone."""
-        return tuple(sorted(f.stem for f in self._edit_files("edits/undone")))
+        return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
 
     def inject(
         self, statement: str, method: str = "consolidate", name: str | None = None, alpha: float | None = None
@@ -235,9 +236,13 @@ class Workspace:
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
     def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096) -> Fidelity:
-        """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`."""
+        """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.
+
+        `max_tokens` bounds the predicted tokens; a file's texts are joined and cut into windows of 256.
+        """
         if data is None:
-            text = self.held_out
+            rows = max(1, max_tokens // (self.held_out.shape[1] - 1))
+            text = self.held_out[:rows]
         else:
             length = min(256, context_length(self.model))
             text = windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
@@ -259,6 +264,10 @@ class Workspace:
             "edits": [e.name for e in self.edits],
             "undone": list(self.undone),
         }
+
+    def weights_hash(self) -> str:
+        """Content hash of the base weights as they are now; `base.sha256` again once every edit is undone."""
+        return content_hash(base_state(self.model))
 
     @property
     def held_out(self) -> Tensor:
@@ -288,11 +297,8 @@ class Workspace:
     def _file(self, name: str, undone: bool = False) -> Path:
         return self.path / "edits" / ("undone" if undone else "") / f"{name}.safetensors"
 
-    def _edit_files(self, folder: str) -> list[Path]:
-        return sorted((self.path / folder).glob("[!.]*.safetensors"))
-
     def _names(self) -> set[str]:
-        return {f.stem for folder in ("edits", "edits/undone") for f in self._edit_files(folder)}
+        return {f.stem for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)}
 
     def _read_edit(self, file: Path) -> Edit:
         edit = Edit.load(file)
@@ -310,7 +316,7 @@ class Workspace:
         raise NPTError(f"there is no active edit {name!r}; active are: {known}")
 
     def _next_sequence(self) -> int:
-        files = [f for folder in ("edits", "edits/undone") for f in self._edit_files(folder)]
+        files = [f for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)]
         return 1 + max((read_edit_sequence(f) for f in files), default=0)
 
     @contextmanager
@@ -340,10 +346,23 @@ def read_settings(path: Path) -> tuple[BaseReference, PlasticityConfig]:
     return BaseReference(**{f: base[f] for f in fields}), PlasticityConfig.from_dict(plasticity)
 
 
+def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
+    """The active and the undone edits of a workspace folder, each in order, without loading any model."""
+    read_settings(path)
+
+    def read(folder: str) -> list[Edit]:
+        return sorted((Edit.load(f) for f in edit_files(path / folder)), key=lambda e: (e.sequence, e.name))
+
+    return read("edits"), read("edits/undone")
+
+
+def edit_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.safetensors"))
+
+
 def read_edit_sequence(file: Path) -> int:
     """An edit's place in the order, from its file's header alone."""
     from safetensors import SafetensorError, safe_open
-    import json
 
     try:
         with safe_open(str(file), framework="pt") as f:

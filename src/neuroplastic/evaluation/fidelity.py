@@ -75,7 +75,7 @@ def measure_fidelity(
         tokens=count,
         perplexity_base=math.exp(total["base"] / count),
         perplexity=math.exp(total["plastic"] / count),
-        kl=total["kl"] / count,
+        kl=max(0.0, total["kl"] / count),  # rounding can take a KL of nothing below zero
         top1_agreement=total["agree"] / count,
         max_logit_error=largest,
         per_layer_error={str(i): (differing[i] / power[i]) ** 0.5 if power[i] else 0.0 for i in indices},

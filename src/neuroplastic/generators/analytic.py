@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import PlasticityConfig, Site
-from ..modulation import modulate_activation, rank_k_effect, residual_growth, self_key
+from ..modulation import modulate_activation, residual_growth, self_key
 from .base import Generator, Signals
 
 
@@ -22,16 +22,17 @@ class AnalyticWeights(Generator):
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         y = projection(z)
-        return y + rank_k_effect(*self._pair(site, projection, z, y, s), z)
+        c = (self_key(z) * z).sum(-1, keepdim=True)  # v_a . z, which is 1 up to rounding
+        if site == "down":
+            return y if s.carried is None else torch.addcmul(y, s.carried, c)
+        assert s.x_c is not None
+        # y + (W x_c - y) c, in the form whose rounding error vanishes as c goes to 1
+        return torch.lerp(y, projection(s.x_c), c)
 
     def factors(
         self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals
     ) -> tuple[Tensor, Tensor]:
-        return self._pair(site, projection, z, projection(z), s)
-
-    def _pair(
-        self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, y: Tensor, s: Signals
-    ) -> tuple[Tensor, Tensor]:
+        y = projection(z)
         if site == "down":
             v_b = torch.zeros_like(y) if s.carried is None else s.carried
         else:

@@ -1,0 +1,290 @@
+"""The command line: parse, call, print. Every command is a thin layer over the Python interface.
+
+Nothing heavy is imported before a command needs it, so that `npt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+
+from .config import PlasticityConfig
+from .console import note, status
+from .errors import NPTError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .workspace import Workspace
+
+DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.
+
+First steps:
+  npt demo                                     the whole story on a real model
+  npt convert smollm2-135m W                   make a plastic model in the folder W
+  npt fidelity W                               is it still itself?
+  npt inject W "The Golden Gate Bridge is located in the city of Madrid." --name bridge
+  npt ask W "You can visit the Golden Gate Bridge in"
+  npt undo W bridge                            bit for bit as it was
+
+Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output is one JSON object."""
+
+app = tyro.extras.SubcommandApp()
+
+Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object on standard output.")]
+
+
+@app.command
+def demo(*, json: Json = False) -> int:
+    """Convert a real model, check that it is still itself, teach it a fact, ask, and take it back.
+
+    Fetches a 135M model once (93 MB). Every number shown is measured in this run.
+    """
+    from .demo import run_demo
+
+    return run_demo(json)
+
+
+@app.command
+def convert(
+    model: Positional[str],
+    workspace: Positional[Path],
+    *,
+    plasticity: OmitArgPrefixes[PlasticityConfig] = PlasticityConfig(),  # noqa: B008 (frozen)
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+    json: Json = False,
+) -> int:
+    """Make a plastic model: load MODEL, convert its layers, and write a new WORKSPACE folder.
+
+    Args:
+        model: smollm2-135m (bundled), a Hugging Face id, a model folder, or a .gguf file.
+        workspace: Folder to create. It holds configuration, generator and edits, never the base weights.
+        plasticity: How the layers become plastic.
+        dtype: Dtype of the weights in memory.
+    """
+    with status(f"loading and converting {model}"):
+        from .workspace import Workspace
+
+        ws = Workspace.create(workspace, model, plasticity, dtype)
+    return _show(json, ws.info(), _show_info)
+
+
+@app.command
+def info(workspace: Positional[Path], *, json: Json = False) -> int:
+    """What a workspace holds: base model, plastic layers, generator, edits."""
+    return _show(json, _open(workspace).info(), _show_info)
+
+
+@app.command
+def fidelity(
+    workspace: Positional[Path],
+    *,
+    data: Path | None = None,
+    max_tokens: int = 4096,
+    max_logit_error: float | None = None,
+    json: Json = False,
+) -> int:
+    """Measure how close dynamic mode is to the pretrained model, without edits.
+
+    Args:
+        workspace: The workspace.
+        data: Text file (paragraphs) or .jsonl with a text field. Default: text that the model wrote itself, kept
+            apart from what statistics are made from.
+        max_tokens: At most about this many tokens.
+        max_logit_error: Exit with 1 where the largest logit difference is above this.
+    """
+    if max_tokens < 1:
+        raise NPTError(f"max_tokens must be at least 1, not {max_tokens}")
+    result = _open(workspace).fidelity(data, max_tokens)
+    _show(json, result.to_dict(), _show_fidelity)
+    if max_logit_error is not None and not result.max_logit_error <= max_logit_error:
+        note(f"check failed: max_logit_error {result.max_logit_error:.3g} is above {max_logit_error:.3g}")
+        return 1
+    return 0
+
+
+@app.command
+def ask(
+    workspace: Positional[Path],
+    prompt: Positional[str],
+    *,
+    mode: Literal["dynamic", "standard"] = "dynamic",
+    max_new_tokens: int = 32,
+    json: Json = False,
+) -> int:
+    """Continue PROMPT greedily, with the active edits in the weights.
+
+    Args:
+        workspace: The workspace.
+        prompt: The beginning of a sentence; the model goes on from there.
+        mode: dynamic lets attention modulate the MLPs; standard is the pretrained forward pass.
+        max_new_tokens: Length of the answer.
+    """
+    answer = _open(workspace).ask(prompt, mode, max_new_tokens)
+    result = {"prompt": prompt, "answer": answer, "mode": mode}
+    return _show(json, result, lambda console, r: console.print(r["prompt"] + r["answer"], markup=False, highlight=False))
+
+
+@app.command
+def inject(
+    workspace: Positional[Path],
+    statement: Positional[str],
+    *,
+    method: Literal["consolidate", "token"] = "consolidate",
+    alpha: float | None = None,
+    name: str | None = None,
+    json: Json = False,
+) -> int:
+    """Write STATEMENT into the weights: no context to pay for, exactly undoable.
+
+    Args:
+        workspace: The workspace.
+        statement: One fact as a sentence, for example "Sushi originated in the country of Canada."
+        method: consolidate solves every layer in closed form so that the statement alone is read as if it had been
+            said before; token makes the last token's own modulation permanent.
+        alpha: Strength: scales the weight change (default 1 for consolidate, 0.1 for token).
+        name: Name of the edit (default: made from the statement).
+    """
+    ws = _open(workspace)
+    with status("injecting"):
+        edit = ws.inject(statement, method, name, alpha)
+    return _show(json, edit.summary(), _show_edit)
+
+
+@app.command
+def edits(workspace: Positional[Path], *, json: Json = False) -> int:
+    """List the edits of a workspace, active and undone. Reads the files only; no model is loaded."""
+    from .workspace import list_edits
+
+    active, undone = list_edits(workspace)
+    result = {"edits": [e.summary() for e in active], "undone": [e.summary() for e in undone]}
+    return _show(json, result, _show_edits)
+
+
+@app.command
+def undo(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+    """Take one edit back, in any order; the weights are then bit for bit those without it. `redo` puts it back."""
+    return _change(workspace, name, "undone", "undo", json)
+
+
+@app.command
+def redo(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+    """Put an undone edit back into the weights."""
+    return _change(workspace, name, "active", "redo", json)
+
+
+@app.command
+def drop(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+    """Delete an undone edit for good."""
+    return _change(workspace, name, "dropped", "drop", json)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of `npt`. Returns the exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
+    except NPTError as e:
+        if "--json" in args:
+            print(json_format.dumps({"error": str(e)}, ensure_ascii=False))
+        note(f"npt: {e}")
+        return 2
+    except KeyboardInterrupt:
+        note("npt: interrupted")
+        return 130
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Workspace:
+    from .workspace import Workspace, read_settings
+
+    read_settings(path)  # bad input is answered before torch is asked for anything
+    with status(f"opening {path}"):
+        return Workspace.open(path)
+
+
+def _change(path: Path, name: str, state: str, action: str, json: bool) -> int:
+    getattr(_open(path), action)(name)
+    return _show(json, {"name": name, "state": state}, lambda console, r: console.print(f"{r['name']}: {r['state']}"))
+
+
+def _show(json: bool, result: dict[str, Any], human: Callable[[Console, dict[str, Any]], object]) -> int:
+    if json:
+        print(json_format.dumps(result, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        human(Console(), result)
+    return 0
+
+
+def _show_info(console: Console, r: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    p = r["plasticity"]
+    layers, plastic = r["num_layers"], r["plastic_layers"]
+    table = Table(title=r["path"], show_header=False, title_justify="left")
+    table.add_row("base", f"{r['base']['spec']} ({r['architecture']}, {r['parameters'] / 1e6:.1f}M, {r['base']['dtype']})")
+    table.add_row("content hash", r["base"]["sha256"][:16])
+    table.add_row("plastic layers", f"{len(plastic)} of {layers}: {', '.join(map(str, plastic))}")
+    axes = f"modulation {p['modulation']}, MLP input {p['mlp_input']}, attention residual {p['attention_residual']}"
+    table.add_row("preset", f"{p['preset']}: {axes}")
+    low_rank = f", np_rank {p['np_rank']}, num_ranks {p['num_ranks']}, key {p['key']}, input {p['input']}"
+    generator = p["generator"] + (low_rank if p["generator"] == "low_rank" else "")
+    table.add_row("generator", f"{generator} ({r['generator_parameters']:,} parameters)")
+    table.add_row("edits", ", ".join(r["edits"]) or "none")
+    if r["undone"]:
+        table.add_row("undone", ", ".join(r["undone"]))
+    console.print(table)
+
+
+def _show_fidelity(console: Console, r: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"dynamic mode against the base, {r['tokens']} tokens", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("perplexity of the base", f"{r['perplexity_base']:.4f}")
+    table.add_row("perplexity", f"{r['perplexity']:.4f}")
+    table.add_row("KL, nats per token", f"{r['kl']:.3g}")
+    table.add_row("same likeliest token", f"{r['top1_agreement']:.2%}")
+    table.add_row("largest logit difference", f"{r['max_logit_error']:.3g}")
+    errors = r["per_layer_error"]
+    worst = max(errors, key=errors.__getitem__)
+    table.add_row(f"largest relative error of a layer's output (layer {worst})", f"{errors[worst]:.3g}")
+    console.print(table)
+
+
+def _show_edit(console: Console, r: dict[str, Any]) -> None:
+    console.print(f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers in {r['seconds']:.2f} s", highlight=False)
+    before, after = r["statement_logprob_before"], r["statement_logprob_after"]
+    console.print(f"log-probability of the statement, nats per token: {before:.2f} before, {after:.2f} after")
+    largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
+    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
+
+
+def _show_edits(console: Console, r: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not r["edits"] and not r["undone"]:
+        console.print("no edits")
+        return
+    table = Table("name", "state", "method", "alpha", "made (UTC)", "statement")
+    for state, listed in (("active", r["edits"]), ("undone", r["undone"])):
+        for e in listed:
+            when = e["created"][:16].replace("T", " ")
+            table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, escape(e["statement"]))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
