@@ -37,6 +37,11 @@ Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output
 
 app = tyro.extras.SubcommandApp()
 
+ModelArg = Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
+WorkspaceArg = Annotated[Positional[Path], tyro.conf.arg(metavar="WORKSPACE")]
+NameArg = Annotated[Positional[str], tyro.conf.arg(metavar="NAME")]
+PromptArg = Annotated[Positional[str], tyro.conf.arg(metavar="PROMPT")]
+StatementArg = Annotated[Positional[str], tyro.conf.arg(metavar="STATEMENT")]
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object on standard output.")]
 
 
@@ -53,10 +58,10 @@ def demo(*, json: Json = False) -> int:
 
 @app.command
 def convert(
-    model: Positional[str],
-    workspace: Positional[Path],
+    model: ModelArg,
+    workspace: WorkspaceArg,
     *,
-    plasticity: OmitArgPrefixes[PlasticityConfig] = PlasticityConfig(),  # noqa: B008 (frozen)
+    plasticity: OmitArgPrefixes[PlasticityConfig],
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
     json: Json = False,
 ) -> int:
@@ -76,14 +81,14 @@ def convert(
 
 
 @app.command
-def info(workspace: Positional[Path], *, json: Json = False) -> int:
+def info(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """What a workspace holds: base model, plastic layers, generator, edits."""
     return _show(json, _open(workspace).info(), _show_info)
 
 
 @app.command
 def fidelity(
-    workspace: Positional[Path],
+    workspace: WorkspaceArg,
     *,
     data: Path | None = None,
     max_tokens: int = 4096,
@@ -111,8 +116,8 @@ def fidelity(
 
 @app.command
 def ask(
-    workspace: Positional[Path],
-    prompt: Positional[str],
+    workspace: WorkspaceArg,
+    prompt: PromptArg,
     *,
     mode: Literal["dynamic", "standard"] = "dynamic",
     max_new_tokens: int = 32,
@@ -128,13 +133,17 @@ def ask(
     """
     answer = _open(workspace).ask(prompt, mode, max_new_tokens)
     result = {"prompt": prompt, "answer": answer, "mode": mode}
-    return _show(json, result, lambda console, r: console.print(r["prompt"] + r["answer"], markup=False, highlight=False))
+    return _show(
+        json,
+        result,
+        lambda console, r: console.print(r["prompt"] + r["answer"], markup=False, highlight=False),
+    )
 
 
 @app.command
 def inject(
-    workspace: Positional[Path],
-    statement: Positional[str],
+    workspace: WorkspaceArg,
+    statement: StatementArg,
     *,
     method: Literal["consolidate", "token"] = "consolidate",
     alpha: float | None = None,
@@ -158,7 +167,7 @@ def inject(
 
 
 @app.command
-def edits(workspace: Positional[Path], *, json: Json = False) -> int:
+def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """List the edits of a workspace, active and undone. Reads the files only; no model is loaded."""
     from .workspace import list_edits
 
@@ -168,19 +177,19 @@ def edits(workspace: Positional[Path], *, json: Json = False) -> int:
 
 
 @app.command
-def undo(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+def undo(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     """Take one edit back, in any order; the weights are then bit for bit those without it. `redo` puts it back."""
     return _change(workspace, name, "undone", "undo", json)
 
 
 @app.command
-def redo(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+def redo(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     """Put an undone edit back into the weights."""
     return _change(workspace, name, "active", "redo", json)
 
 
 @app.command
-def drop(workspace: Positional[Path], name: Positional[str], *, json: Json = False) -> int:
+def drop(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     """Delete an undone edit for good."""
     return _change(workspace, name, "dropped", "drop", json)
 
@@ -232,7 +241,10 @@ def _show_info(console: Console, r: dict[str, Any]) -> None:
     p = r["plasticity"]
     layers, plastic = r["num_layers"], r["plastic_layers"]
     table = Table(title=r["path"], show_header=False, title_justify="left")
-    table.add_row("base", f"{r['base']['spec']} ({r['architecture']}, {r['parameters'] / 1e6:.1f}M, {r['base']['dtype']})")
+    table.add_row(
+        "base",
+        f"{r['base']['spec']} ({r['architecture']}, {r['parameters'] / 1e6:.1f}M, {r['base']['dtype']})",
+    )
     table.add_row("content hash", r["base"]["sha256"][:16])
     table.add_row("plastic layers", f"{len(plastic)} of {layers}: {', '.join(map(str, plastic))}")
     axes = f"modulation {p['modulation']}, MLP input {p['mlp_input']}, attention residual {p['attention_residual']}"
@@ -264,7 +276,10 @@ def _show_fidelity(console: Console, r: dict[str, Any]) -> None:
 
 
 def _show_edit(console: Console, r: dict[str, Any]) -> None:
-    console.print(f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers in {r['seconds']:.2f} s", highlight=False)
+    console.print(
+        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers in {r['seconds']:.2f} s",
+        highlight=False,
+    )
     before, after = r["statement_logprob_before"], r["statement_logprob_after"]
     console.print(f"log-probability of the statement, nats per token: {before:.2f} before, {after:.2f} after")
     largest = max(v for sites in r["relative_norm"].values() for v in sites.values())

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import NPTError
 
@@ -27,13 +27,31 @@ Mode = Literal["dynamic", "standard"]
 SITES: tuple[Site, ...] = get_args(Site)
 ON_ACTIVATIONS = ("additive", "multiplicative", "both")
 
-# preset -> modulation, MLP input, attention residual
-PRESETS: dict[str, tuple[Modulation, MLPInput, AttentionResidual]] = {
-    "v1": ("additive", "post_attention", "keep"),
-    "v2": ("both", "pre_attention", "drop"),
-    "single": ("gate", "pre_attention", "keep"),
-    "dual": ("gate+up", "pre_attention", "keep"),
-    "triple": ("gate+up+down", "pre_attention", "drop"),
+
+class Axes(NamedTuple):
+    """The three axes that a preset sets."""
+
+    modulation: Modulation
+    mlp_input: MLPInput
+    attention_residual: AttentionResidual
+
+    @property
+    def on_weights(self) -> bool:
+        """True when weights are modulated, False when the gate's activations are."""
+        return self.modulation not in ON_ACTIVATIONS
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The projections whose output the generator changes."""
+        return tuple(s for s in SITES if s in self.modulation.split("+")) if self.on_weights else ("gate",)
+
+
+PRESETS: dict[Preset, Axes] = {
+    "v1": Axes("additive", "post_attention", "keep"),
+    "v2": Axes("both", "pre_attention", "drop"),
+    "single": Axes("gate", "pre_attention", "keep"),
+    "dual": Axes("gate+up", "pre_attention", "keep"),
+    "triple": Axes("gate+up+down", "pre_attention", "drop"),
 }
 
 
@@ -85,17 +103,9 @@ class PlasticityConfig:
         if not isinstance(layers, str):
             object.__setattr__(self, "layers", _layers_as_text(layers))
         _check_choice("preset", self.preset, get_args(Preset))
-        modulation, mlp_input, residual = PRESETS[self.preset]
-        for axis, value in (
-            ("modulation", modulation),
-            ("mlp_input", mlp_input),
-            ("attention_residual", residual),
-        ):
-            if getattr(self, axis) is None:
-                object.__setattr__(self, axis, value)
-        _check_choice("modulation", self.modulation, get_args(Modulation))
-        _check_choice("mlp_input", self.mlp_input, get_args(MLPInput))
-        _check_choice("attention_residual", self.attention_residual, get_args(AttentionResidual))
+        _check_choice("modulation", self.axes.modulation, get_args(Modulation))
+        _check_choice("mlp_input", self.axes.mlp_input, get_args(MLPInput))
+        _check_choice("attention_residual", self.axes.attention_residual, get_args(AttentionResidual))
         _check_choice("generator", self.generator, get_args(GeneratorKind))
         _check_choice("key", self.key, get_args(Key))
         _check_choice("input", self.input, get_args(GeneratorInput))
@@ -120,27 +130,23 @@ class PlasticityConfig:
                     "key='learned' with generator='analytic': the exact update needs the self key z/|z|^2; "
                     "use key='self' or generator='low_rank'"
                 )
-        elif not self.on_weights:
+        elif not self.axes.on_weights:
             if self.num_ranks != 1:
                 raise NPTError(
-                    f"num_ranks={self.num_ranks} with modulation={self.modulation!r}: activations have no "
+                    f"num_ranks={self.num_ranks} with modulation={self.axes.modulation!r}: activations have no "
                     "rank-1 components; use num_ranks=1 or modulate weights"
                 )
             if self.key != "self":
                 raise NPTError(
-                    f"key='learned' with modulation={self.modulation!r}: only weight updates have a key; "
+                    f"key='learned' with modulation={self.axes.modulation!r}: only weight updates have a key; "
                     "leave key out or modulate weights"
                 )
 
     @property
-    def on_weights(self) -> bool:
-        """True when weights are modulated, False when the gate's activations are."""
-        return self.modulation not in ON_ACTIVATIONS
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The projections whose output the generator changes."""
-        return tuple(s for s in SITES if s in str(self.modulation).split("+")) if self.on_weights else ("gate",)
+    def axes(self) -> Axes:
+        """The preset's axes with the overrides applied."""
+        given = (self.modulation, self.mlp_input, self.attention_residual)
+        return Axes(*(g or p for g, p in zip(given, PRESETS[self.preset], strict=True)))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

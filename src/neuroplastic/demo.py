@@ -75,8 +75,8 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     with _timed(console, "compare dynamic mode with the pretrained forward pass"):
         fidelity = ws.fidelity(max_tokens=text[:, 1:].numel())
     console.print(
-        f"{fidelity.tokens} tokens: perplexity {fidelity.perplexity:.4f} (base {fidelity.perplexity_base:.4f}), largest "
-        f"logit difference {fidelity.max_logit_error:.1e}, same likeliest token {fidelity.top1_agreement:.2%}"
+        f"{fidelity.tokens} tokens: perplexity {fidelity.perplexity:.4f} (base {fidelity.perplexity_base:.4f}), "
+        f"largest logit difference {fidelity.max_logit_error:.1e}, same likeliest token {fidelity.top1_agreement:.2%}"
     )
 
     _title(console, "3  One fact goes into the weights")
@@ -88,8 +88,8 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
     console.print(
-        f"injected by `consolidate` in {report['seconds']:.2f} s, no gradient; |dW|/|W| is at most {max(norms):.2%} in any "
-        f"of the {len(norms)} projections"
+        f"injected by `consolidate` in {report['seconds']:.2f} s, no gradient; |dW|/|W| is at most {max(norms):.2%} "
+        f"in any of the {len(norms)} projections"
     )
 
     _title(console, "4  Asked without the fact in the prompt")

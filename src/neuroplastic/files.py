@@ -84,7 +84,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as f:
             held = (f.metadata() or {}).get("npt")
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a mapping)
+            # cloned: a memory-mapped tensor dies with its file, and products of unaligned ones may differ in a bit
+            tensors = {name: f.get_tensor(name).clone() for name in f.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise NPTError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError) as e:
@@ -109,7 +110,7 @@ def content_hash(state: dict[str, Tensor]) -> str:
         name, t = item
         data = t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         head = f"{name} {t.dtype} {tuple(t.shape)}".encode()
-        return hashlib.sha256(head + hashlib.sha256(memoryview(data)).digest()).digest()
+        return hashlib.sha256(head + hashlib.sha256(data.data).digest()).digest()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the interpreter lock
         parts = list(pool.map(digest, sorted(state.items())))

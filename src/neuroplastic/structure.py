@@ -41,19 +41,21 @@ class LayerParts:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers. Raises NPTError where the model has none."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    config = getattr(model, "config", None)
-    text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    depth = getattr(text_config, "num_hidden_layers", None)
+    whole: Any = model
+    decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else whole
+    config = getattr(whole, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    depth = getattr(config, "num_hidden_layers", None)
     lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists:
         raise NPTError(f"{type(model).__name__} is not supported: found no list of decoder layers in it")
     return lists[0]
 
 
-def projection(mlp: nn.Module, site: str) -> nn.Module:
-    """The projection module of a site."""
-    found: nn.Module = getattr(mlp, PROJECTIONS[site])
+def projection(mlp: nn.Module, site: str) -> nn.Linear:
+    """The projection module of a site: a linear layer, or what a quantiser or an adapter put in its place."""
+    found: nn.Linear = getattr(mlp, PROJECTIONS[site])
     return found
 
 
@@ -151,9 +153,7 @@ def _probe(model: nn.Module) -> None:
             module.training = flag
 
 
-def _wire(
-    i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: dict[nn.Module, _Call]
-) -> LayerParts:
+def _wire(i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: dict[nn.Module, _Call]) -> LayerParts:
     whole, attended, fed = seen.get(layer), seen.get(attention), seen.get(mlp)
     if whole is None or attended is None or fed is None:
         raise NPTError(f"layer {i} ({type(layer).__name__}) does not pass hidden states through attention and MLP")
@@ -180,7 +180,9 @@ def _wire(
         )
     norm_behind = behind(fed.output)
     y = fed.output if norm_behind is None else seen[norm_behind].output
-    gated = projection(mlp, "down")(_activation(i, mlp)(projection(mlp, "gate")(fed.input)) * projection(mlp, "up")(fed.input))
+    gated = projection(mlp, "down")(
+        _activation(i, mlp)(projection(mlp, "gate")(fed.input)) * projection(mlp, "up")(fed.input)
+    )
     if not _close(gated, fed.output):
         raise NPTError(f"layer {i}: {type(mlp).__name__} computes something other than down(act(gate) * up)")
     return LayerParts(
@@ -210,7 +212,9 @@ def _scale(i: int, layer: nn.Module, what: str, before: Tensor, added: Tensor, a
     errors = {c: (before + added * c - after).abs().max().item() for c in (1.0, *held)}
     best = min(errors, key=errors.__getitem__)
     if errors[best] > 8 * torch.finfo(after.dtype).eps * after.abs().max().item():
-        raise NPTError(f"layer {i}: how {type(layer).__name__} adds its {what} to the residual stream is not understood")
+        raise NPTError(
+            f"layer {i}: how {type(layer).__name__} adds its {what} to the residual stream is not understood"
+        )
     return best
 
 

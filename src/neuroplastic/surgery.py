@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,12 +56,12 @@ class Plasticity(nn.Module):
     def forward(self, given: Tensor) -> Tensor:
         """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) where the residual is dropped."""
         signals, z = self._signals(given)
-        mlp, sites = self.parts.mlp, self.config.sites
+        mlp, sites = self.parts.mlp, self.config.axes.sites
 
         def project(site: Site, z: Tensor) -> Tensor:
             linear = projection(mlp, site)
             if site not in sites:
-                return linear(z)  # type: ignore[no-any-return]
+                return linear(z)
             if self.observe is not None:
                 self.observe(site, linear, z, signals)
             return self.generator(site, linear, z, signals)
@@ -79,7 +78,7 @@ class Plasticity(nn.Module):
         def norm(r: Tensor) -> Tensor:
             return r if parts.norm is None else parts.norm(r)
 
-        pre = config.mlp_input == "pre_attention"
+        pre = config.axes.mlp_input == "pre_attention"
         needs_effect = config.generator == "low_rank" and config.input == "effect"
         if state.drop:
             x: Tensor | None = given
@@ -102,8 +101,8 @@ class _PlasticMLP:
 
     def forward(self, x: Tensor) -> Tensor:
         if self.plasticity.state.dynamic:
-            return self.plasticity(x)  # type: ignore[no-any-return]
-        return super().forward(x)  # type: ignore[misc, no-any-return]
+            return self.plasticity(x)
+        return super().forward(x)  # type: ignore[misc]
 
 
 class _LeavesInput:
@@ -130,9 +129,14 @@ class _LeavesOutput:
         return (nothing, *out[1:]) if isinstance(out, tuple) else nothing
 
 
-@lru_cache(maxsize=None)
+_SUBCLASSES: dict[tuple[type, type], type[nn.Module]] = {}
+
+
 def _subclass(role: type, cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Plastic{cls.__name__}", (role, cls), {"__module__": cls.__module__})
+    """The class of `cls` in a role, always the same one, so that compiled code is found again."""
+    if (role, cls) not in _SUBCLASSES:
+        _SUBCLASSES[role, cls] = type(f"Plastic{cls.__name__}", (role, cls), {"__module__": cls.__module__})
+    return _SUBCLASSES[role, cls]
 
 
 # --- the public functions ---------------------------------------------------------------------------------------
@@ -149,14 +153,16 @@ def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Modu
         raise NPTError("the model is converted already; revert it first")
     indices = parse_layers(config.layers, len(decoder_layers(model)))
     parts = inspect_layers(model, indices)
-    if config.attention_residual == "drop":
+    if config.axes.attention_residual == "drop":
         for p in parts:
             if p.norm_behind_mlp is not None:
                 raise NPTError(
                     f"attention_residual='drop' on layer {p.index}: a norm behind the MLP would rescale the attention "
                     "output that the MLP has to carry; use attention_residual='keep' (dual, single or v1)"
                 )
-    made = [Plasticity(config, p, LayerState(dynamic=True, drop=config.attention_residual == "drop")) for p in parts]
+    made = [
+        Plasticity(config, p, LayerState(dynamic=True, drop=config.axes.attention_residual == "drop")) for p in parts
+    ]
     for plasticity in made:
         p = plasticity.parts
         for module, role in ((p.entry, _LeavesInput), (p.attention_end, _LeavesOutput), (p.mlp, _PlasticMLP)):
@@ -224,4 +230,4 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _width(mlp: nn.Module) -> tuple[int, int]:
     gate = projection(mlp, "gate")
-    return int(gate.in_features), int(gate.out_features)  # type: ignore[call-overload]
+    return int(gate.in_features), int(gate.out_features)

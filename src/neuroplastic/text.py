@@ -131,7 +131,9 @@ def random_words(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) 
     order = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(seed)).tolist()
     special, before = set(tokenizer.all_special_ids), encode(tokenizer, "a")
 
-    def is_word(token: int) -> bool:  # decoded behind another one: at the front, some tokenizers drop the space
+    def is_word(
+        token: int,
+    ) -> bool:  # decoded behind another one: at the front, some tokenizers drop the space
         shown = str(tokenizer.decode([*before, token]))[1:]
         return token not in special and re.fullmatch(r" [A-Za-z]{3,}", shown) is not None
 

@@ -90,9 +90,7 @@ class Workspace:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
             making = Path(scratch) / "workspace"
             (making / "edits" / "undone").mkdir(parents=True)
-            write_tensors(
-                making / GENERATOR_FILE, _generator_state(model), {"kind": "generator", "format": FORMAT}
-            )
+            write_tensors(making / GENERATOR_FILE, _generator_state(model), {"kind": "generator", "format": FORMAT})
             settings = {"format": FORMAT, "base": vars(reference), "plasticity": config.to_dict()}
             write_json(making / CONFIG_FILE, settings)
             _refuse_occupied(path)
@@ -149,9 +147,7 @@ class Workspace:
                 name = name_from(statement, taken)
             elif check_name(name) in taken:
                 raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
-            made = make_update(
-                self.model, self.tokenizer, self.parts, statement, method, alpha, lambda: self.whitening
-            )
+            made = make_update(self.model, self.tokenizer, self.parts, statement, method, alpha, lambda: self.whitening)
             with mode(self.model, "standard"):
                 before = statement_logprob(self.model, alone)
             report: dict[str, Any] = {
@@ -226,7 +222,7 @@ class Workspace:
                 f"model's {room}"
             )
         with mode(self.model, mode_):
-            out = self.model.generate(  # type: ignore[operator]
+            out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -260,7 +256,7 @@ class Workspace:
             "parameters": sum(p.numel() for p in self.model.parameters()) - generator,
             "generator_parameters": generator,
             "plastic_layers": list(plastic_layers(self.model)),
-            "plasticity": self.config.to_dict(),
+            "plasticity": {**self.config.to_dict(), **self.config.axes._asdict()},
             "edits": [e.name for e in self.edits],
             "undone": list(self.undone),
         }
@@ -378,7 +374,9 @@ def _refuse_occupied(path: Path) -> None:
 
 def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {
-        f"layers.{i}.{name}": t for i, p in plastic_layers(model).items() for name, t in p.generator.state_dict().items()
+        f"layers.{i}.{name}": t
+        for i, p in plastic_layers(model).items()
+        for name, t in p.generator.state_dict().items()
     }
 
 

@@ -133,11 +133,9 @@ def _solving(
         def descending(module: nn.Module, args: Any, p: LayerParts = p, down: nn.Module = down) -> None:
             keys, G = solve(p.index, "down", args[0])
             read = teacher[p.index]
-            if p.norm_behind_mlp is None:
-                wanted = (read.out - stream[p.index]) / p.mlp_scale
-            else:  # what a norm would make of a correction is not linear: ask for the teacher's own MLP output
-                wanted = read.mlp
-            missing = wanted - _bare(down, args[0][0, -n:])
+            # what a norm behind the MLP makes of a correction is not linear: there, the teacher's own MLP output
+            lacking = (read.out - stream[p.index]) / p.mlp_scale
+            missing = (lacking if p.norm_behind_mlp is None else read.mlp) - _bare(down, args[0][0, -n:])
             factors[p.index, "down"] = Factors(G, missing.to(keys.dtype).T.contiguous())
 
         def changed(module: nn.Module, args: Any, output: Tensor, place: Place) -> Tensor:

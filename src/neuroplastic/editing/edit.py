@@ -79,7 +79,14 @@ class Edit:
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != "edit" or metadata.get("format") != FORMAT:
             raise NPTError(f"{path} is not an edit of format {FORMAT}")
-        expected = {"name": str, "statement": str, "method": str, "base": str, "sequence": int, "created": str}
+        expected = {
+            "name": str,
+            "statement": str,
+            "method": str,
+            "base": str,
+            "sequence": int,
+            "created": str,
+        }
         for key, kind in {**expected, "alpha": (int, float), "report": dict}.items():
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
@@ -89,8 +96,7 @@ class Edit:
             if m is None or tensor.dim() != 2:
                 raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
             site = next(s for s in SITES if s == m[2])
-            # a copy: memory-mapped tensors are not aligned, and products may differ in the last bit for it
-            pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor.clone()
+            pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor
         factors: dict[tuple[int, Site], Factors] = {}
         for (layer, site), pair in sorted(pairs.items()):
             if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:

@@ -57,7 +57,11 @@ def tokens_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statem
     """
     if not statement.strip():
         raise NPTError("the statement is empty; give a sentence such as 'The Eiffel Tower is in Rome.'")
-    start, told, said = start_token(tokenizer), encode(tokenizer, CONTEXT.format(statement)), encode(tokenizer, statement)
+    start, told, said = (
+        start_token(tokenizer),
+        encode(tokenizer, CONTEXT.format(statement)),
+        encode(tokenizer, statement),
+    )
     if (needed := 1 + len(told) + len(said)) > (room := context_length(model)):
         raise NPTError(
             f"the statement has {len(said)} tokens; read twice it needs {needed}, and the model reads at most {room}"
@@ -89,8 +93,13 @@ def make_update(
     for (layer, site), f in factors.items():
         if not (torch.isfinite(f.A).all() and torch.isfinite(f.B).all()):
             raise NPTError(f"the update of layer {layer}, {site} is not finite; nothing was changed")
-    scaled = {place: Factors(A, B * alpha) for place, (A, B) in factors.items()}
+    # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
+    scaled = {p: Factors(_fresh(A), _fresh(B * alpha)) for p, (A, B) in sorted(factors.items())}
     return Injection(scaled, alpha, time.perf_counter() - began)
+
+
+def _fresh(t: Tensor) -> Tensor:
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
@@ -100,7 +109,9 @@ def statement_logprob(model: PreTrainedModel, ids: Tensor) -> float:
     return -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
-def relative_norms(parts: Sequence[LayerParts], factors: dict[tuple[int, Site], Factors]) -> dict[str, dict[str, float]]:
+def relative_norms(
+    parts: Sequence[LayerParts], factors: dict[tuple[int, Site], Factors]
+) -> dict[str, dict[str, float]]:
     """|dW|_F / |W|_F by layer and site."""
     by_index = {p.index: p for p in parts}
     norms: dict[str, dict[str, float]] = {}

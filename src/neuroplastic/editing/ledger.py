@@ -58,7 +58,7 @@ class Ledger:
     def _weight(self, place: tuple[int, Site]) -> Tensor:
         layer, site = place
         mlp = next(m for m in self._layers[layer].children() if hasattr(m, "gate_proj"))
-        weight: Tensor = projection(mlp, site).weight  # type: ignore[assignment]
+        weight: Tensor = projection(mlp, site).weight
         return weight
 
     def _check(self, edit: Edit) -> None:

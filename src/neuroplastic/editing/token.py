@@ -36,9 +36,9 @@ def token_factors(model: nn.Module, ids: Tensor, layers: tuple[int, ...], positi
     if not chosen:
         raise NPTError(f"none of the layers {layers} is plastic; converted are {tuple(plastic)}")
     for i, p in chosen.items():
-        if not p.config.on_weights:
+        if not p.config.axes.on_weights:
             raise NPTError(
-                f"layer {i} modulates activations ({p.config.modulation}), which leaves no weight update to make "
+                f"layer {i} modulates activations ({p.config.axes.modulation}), which leaves no weight update to make "
                 "permanent; use method 'consolidate', or a preset on weights (single, dual, triple)"
             )
     found: dict[Place, Factors] = {}

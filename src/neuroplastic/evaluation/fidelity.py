@@ -62,7 +62,11 @@ def measure_fidelity(
             differing[i] += (states[i] - base_states[i])[:, 1:].double().square().sum().item()
             power[i] += base_states[i][:, 1:].double().square().sum().item()
         largest = max(largest, (plastic - base).abs().max().item())
-        base, plastic, target = base[:, :-1].flatten(0, 1), plastic[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        base, plastic, target = (
+            base[:, :-1].flatten(0, 1),
+            plastic[:, :-1].flatten(0, 1),
+            ids[:, 1:].flatten(),
+        )
         total["base"] += cross_entropy(base, target, reduction="sum").item()
         total["plastic"] += cross_entropy(plastic, target, reduction="sum").item()
         total["agree"] += (base.argmax(-1) == plastic.argmax(-1)).sum().item()

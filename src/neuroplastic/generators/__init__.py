@@ -13,6 +13,6 @@ __all__ = ["Generator", "Signals", "WeightGenerator", "make_generator"]
 def make_generator(config: PlasticityConfig, d_model: int, d_ffn: int, layer: int) -> Generator:
     """The generator of one layer, in float32 on the CPU. Raises NPTError where np_rank does not fit."""
     if config.generator == "analytic":
-        return AnalyticWeights() if config.on_weights else AnalyticActivations(config)
-    make = LowRankWeights if config.on_weights else LowRankActivations
+        return AnalyticWeights() if config.axes.on_weights else AnalyticActivations(config)
+    make = LowRankWeights if config.axes.on_weights else LowRankActivations
     return make(config, d_model, d_ffn, layer)

@@ -50,8 +50,8 @@ class AnalyticActivations(Generator):
 
     def __init__(self, config: PlasticityConfig):
         super().__init__()
-        self.modulation = config.modulation
-        self.scales = config.mlp_input == "pre_attention"  # reading x_c, there is nothing to shrink
+        self.modulation = config.axes.modulation
+        self.scales = config.axes.mlp_input == "pre_attention"  # reading x_c, there is nothing to shrink
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         assert s.x_c is not None

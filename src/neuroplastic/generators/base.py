@@ -31,7 +31,8 @@ class Signals:
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Signals:
         """The same signals at some of the tokens."""
-        return Signals(*(None if t is None else select(t) for t in vars(self).values()))
+        some: dict[str, Any] = {name: None if t is None else select(t) for name, t in vars(self).items()}
+        return Signals(**some)
 
 
 class Generator(nn.Module):
@@ -42,7 +43,7 @@ class Generator(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say how it modulates")
 
     def __call__(self, *args: Any) -> Tensor:  # typed: nn.Module's own returns Any
-        return super().__call__(*args)  # type: ignore[no-any-return]
+        return super().__call__(*args)
 
 
 class WeightGenerator(Protocol):

@@ -36,7 +36,8 @@ class _LowRank(Generator):
         self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
 
     def _linear(self, d_in: int, d_out: int, std: float) -> nn.Linear:
-        linear = nn.Linear(d_in, d_out, bias=False)
+        # skip_init: the default initialisation would draw from the global random state
+        linear: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
         with torch.no_grad():
             linear.weight.normal_(0, std, generator=self._rng)
         return linear
@@ -65,8 +66,10 @@ class LowRankWeights(_LowRank):
         # key[site].weight [k r, d_in]: the rows of component k are P_k^T; payload[site].weight [d_out, k r]: Q_k
         self.key = nn.ModuleDict()
         if config.key == "learned":
-            self.key.update({s: self._linear(d_in[s], k * r, (d_in[s] * r) ** -0.5) for s in config.sites})
-        self.payload = nn.ModuleDict({s: self._linear(k * r, d_out[s], 0.02 * (k * r) ** -0.5) for s in config.sites})
+            self.key.update({s: self._linear(d_in[s], k * r, (d_in[s] * r) ** -0.5) for s in config.axes.sites})
+        self.payload = nn.ModuleDict(
+            {s: self._linear(k * r, d_out[s], 0.02 * (k * r) ** -0.5) for s in config.axes.sites}
+        )
         del self._rng
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
@@ -84,9 +87,11 @@ class LowRankWeights(_LowRank):
     ) -> tuple[Tensor, Tensor]:
         code = self._code(self.code, s)
         k, r = self.config.num_ranks, self.config.np_rank
-        v_b = torch.einsum("okr,...r->...ko", self.payload[site].weight.unflatten(-1, (k, r)), code)
+        Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
+        v_b = torch.einsum("okr,...r->...ko", Q.unflatten(-1, (k, r)), code)
         if site in self.key:
-            v_a = torch.einsum("kri,...r->...ki", self.key[site].weight.unflatten(0, (k, r)), code)
+            P: Tensor = self.key[site].weight  # type: ignore[assignment]
+            v_a = torch.einsum("kri,...r->...ki", P.unflatten(0, (k, r)), code)
         else:
             v_a = self_key(z)[..., None, :].expand(*z.shape[:-1], k, z.shape[-1])
         return v_a, v_b
@@ -98,7 +103,7 @@ class LowRankActivations(_LowRank):
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int):
         super().__init__(config, d_model, d_ffn, layer)
         r = config.np_rank
-        parts = {"additive": ["add"], "multiplicative": ["mult"], "both": ["mult", "add"]}[str(config.modulation)]
+        parts = {"additive": ["add"], "multiplicative": ["mult"], "both": ["mult", "add"]}[config.axes.modulation]
         self.code = nn.ModuleDict({p: self._linear(d_model, r, d_model**-0.5) for p in parts})
         self.payload = nn.ModuleDict({p: self._linear(r, d_ffn, 0.02 * r**-0.5) for p in parts})
         del self._rng

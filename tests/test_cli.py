@@ -1,0 +1,165 @@
+"""The command line as a user meets it: real processes where that is the point, `main` in-process elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuroplastic.cli import main
+
+FACT = "The Golden Gate Bridge is located in the city of Madrid."
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, Any, str]:
+    """Exit status, parsed standard output, standard error of `npt ARGS --json`."""
+    try:
+        status = main([str(a) for a in args] + ["--json"])
+    except SystemExit as e:
+        status = int(e.code or 0)
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out) if captured.out else None, captured.err
+
+
+@pytest.fixture
+def made(tmp_path: Path, cache: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["convert", str(tiny_base), str(tmp_path / "w"), "--json"]) == 0
+    capsys.readouterr()
+    return tmp_path / "w"
+
+
+@pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["fidelity", "--help"], ["edits", "--help"]])
+def test_help_needs_no_torch(args: list[str]) -> None:
+    code = (
+        "import sys; from neuroplastic.cli import main\n"
+        f"try: main({args})\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: npt" in done.stdout
+
+
+def test_a_whole_life(made: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, info, _ = run(capsys, "info", made)
+    assert (status, info["plastic_layers"], info["edits"]) == (0, [0, 1], [])
+    assert info["base"]["spec"] == str(tiny_base)
+    status, fidelity, _ = run(capsys, "fidelity", made)
+    assert status == 0
+    expected = {
+        "tokens",
+        "perplexity_base",
+        "perplexity",
+        "kl",
+        "top1_agreement",
+        "max_logit_error",
+        "per_layer_error",
+    }
+    assert set(fidelity) == expected
+    status, before, _ = run(capsys, "ask", made, "The Golden Gate", "--max-new-tokens", 4)
+    assert (status, before["prompt"], before["mode"]) == (0, "The Golden Gate", "dynamic")
+    status, edit, _ = run(capsys, "inject", made, FACT, "--name", "bridge", "--alpha", "0.5")
+    assert (status, edit["name"], edit["alpha"], edit["method"]) == (0, "bridge", 0.5, "consolidate")
+    status, listed, _ = run(capsys, "edits", made)
+    assert listed == {"edits": [edit], "undone": []}
+    assert run(capsys, "undo", made, "bridge")[:2] == (0, {"name": "bridge", "state": "undone"})
+    assert run(capsys, "edits", made)[1] == {"edits": [], "undone": [edit]}
+    assert run(capsys, "ask", made, "The Golden Gate", "--max-new-tokens", 4)[1] == before
+    assert run(capsys, "redo", made, "bridge")[0] == 0
+    assert run(capsys, "undo", made, "bridge")[0] == 0
+    assert run(capsys, "drop", made, "bridge")[:2] == (0, {"name": "bridge", "state": "dropped"})
+    assert run(capsys, "edits", made)[1] == {"edits": [], "undone": []}
+
+
+def test_options_reach_the_configuration(
+    tmp_path: Path, cache: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--preset triple --layers=-1 --generator low_rank --np-rank 4 --num-ranks 2 --key learned"
+    axes = "--mlp-input post_attention --attention-residual keep --dtype bfloat16"
+    status, info, _ = run(capsys, "convert", tiny_base, tmp_path / "w", *options.split(), *axes.split())
+    assert status == 0
+    got = info["plasticity"]
+    assert (got["preset"], got["generator"], got["np_rank"], got["num_ranks"]) == ("triple", "low_rank", 4, 2)
+    assert (got["key"], got["mlp_input"], got["attention_residual"]) == ("learned", "post_attention", "keep")
+    assert (info["plastic_layers"], info["base"]["dtype"]) == ([1], "bfloat16")
+
+
+def test_a_failed_check_exits_with_1(
+    tmp_path: Path, cache: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "convert", tiny_base, tmp_path / "w", "--preset", "single")
+    status, result, err = run(capsys, "fidelity", tmp_path / "w", "--max-logit-error", "1e-4")
+    assert (status, result["max_logit_error"] > 1e-4) == (1, True)
+    assert "check failed: max_logit_error" in err
+    assert run(capsys, "fidelity", tmp_path / "w", "--max-logit-error", "100")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "cause"),
+    [
+        (["info", "{tmp}/none"], "there is no workspace"),
+        (["info", "{tmp}"], "is not a workspace"),
+        (["convert", "{tmp}/none", "{tmp}/new"], "there is no model folder"),
+        (["convert", "{base}", "{made}"], "exists and is not empty"),
+        (["convert", "{base}", "{tmp}/new", "--layers", "7"], "layer 7 is out of range"),
+        (["convert", "{base}", "{tmp}/new", "--num-ranks", "2"], "num_ranks=2 with generator='analytic'"),
+        (
+            ["convert", "{base}", "{tmp}/new", "--generator", "low_rank", "--np-rank", "99"],
+            "np_rank 99 is above",
+        ),
+        (["fidelity", "{made}", "--data", "{tmp}/none.txt"], "there is no file"),
+        (["fidelity", "{made}", "--max-tokens", "0"], "max_tokens must be at least 1"),
+        (["ask", "{made}", ""], "the prompt is empty"),
+        (["inject", "{made}", " "], "the statement is empty"),
+        (["inject", "{made}", FACT, "--alpha", "0"], "alpha must be a finite number"),
+        (["inject", "{made}", FACT, "--name", "a/b"], "cannot name an edit"),
+        (["undo", "{made}", "nothing"], "there is no active edit 'nothing'"),
+        (["edits", "{tmp}/none"], "there is no workspace"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(
+    made: Path,
+    tmp_path: Path,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    cause: str,
+) -> None:
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    filled = [a.format(tmp=tmp_path, made=made, base=tiny_base) if "{" in a else a for a in args]
+    status, result, err = run(capsys, *filled)
+    assert status == 2
+    assert cause in result["error"]
+    assert "\n" not in result["error"]
+    assert err.endswith(f"npt: {result['error']}\n")
+    assert "Traceback" not in err
+    own = (".lock", "self_text", "statistics")  # the lock and the cache are not the user's
+    assert [p for p in sorted(str(p) for p in tmp_path.rglob("*")) if not any(o in p for o in own)] == [
+        p for p in before if not any(o in p for o in own)
+    ]
+
+
+@pytest.mark.parametrize("args", [["convert"], ["ask", "w"], ["nonsense"], ["convert", "m", "w", "--preset", "quad"]])
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(args)
+    assert e.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_people_get_tables(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args, shown in [
+        (["info", made], "plastic layers"),
+        (["fidelity", made], "perplexity of the base"),
+        (["edits", made], "no edits"),
+        (["inject", made, FACT, "--name", "bridge"], "written into 2 layers"),
+        (["edits", made], "bridge"),
+        (["undo", made, "bridge"], "bridge: undone"),
+        (["ask", made, "The Golden Gate"], "The Golden Gate"),
+    ]:
+        assert main([str(a) for a in args]) == 0
+        assert shown in capsys.readouterr().out

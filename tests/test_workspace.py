@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import neuroplastic as npt
+from families import tokens
+from neuroplastic.files import read_tensors, write_tensors
+from neuroplastic.surgery import base_state
+from neuroplastic.workspace import list_edits
+
+FACT = "The Golden Gate Bridge is located in the city of Madrid."
+OTHER = "Sushi originated in the country of Italy."
+LEARNED = npt.PlasticityConfig(preset="triple", generator="low_rank", np_rank=4, num_ranks=2, key="learned", layers="1")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != ".lock"}
+
+
+def logits(ws: npt.Workspace) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = ws.model(input_ids=tokens()).logits
+    return out
+
+
+def test_a_workspace_survives_being_opened_copied_and_moved(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
+    ws = npt.Workspace.create(tmp_path / "w", tiny_base, LEARNED)
+    expected = logits(ws)
+    assert sorted(f.name for f in (tmp_path / "w").iterdir()) == [
+        "edits",
+        "npt.safetensors",
+        "npt_config.json",
+    ]
+    shutil.copytree(tmp_path / "w", tmp_path / "elsewhere" / "copy")
+    shutil.rmtree(tmp_path / "w")
+    again = npt.Workspace.open(tmp_path / "elsewhere" / "copy")
+    assert again.config == LEARNED
+    assert again.base == ws.base
+    assert torch.equal(logits(again), expected)
+    assert again.info()["plastic_layers"] == [1]
+    assert again.info()["generator_parameters"] > 0
+
+
+def test_bfloat16_is_remembered(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
+    npt.Workspace.create(tmp_path / "w", tiny_base, LEARNED, dtype="bfloat16")
+    ws = npt.Workspace.open(tmp_path / "w")
+    assert ws.model.dtype == torch.bfloat16
+    edit = ws.inject(FACT)
+    assert edit.report["statement_logprob_after"] != edit.report["statement_logprob_before"]
+    ws.undo(edit.name)
+    assert ws.weights_hash() == ws.base.sha256
+
+
+@pytest.mark.parametrize("content", ["file", "folder"])
+def test_an_occupied_folder_is_left_alone(tmp_path: Path, tiny_base: Path, content: str) -> None:
+    place = tmp_path / "w"
+    if content == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "mine").write_text("mine")
+    with pytest.raises(npt.NPTError, match="exists and is not empty"):
+        npt.Workspace.create(place, tiny_base)
+    assert (place if content == "file" else place / "mine").read_text() == "mine"
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(npt.NPTError, match="layer 9 is out of range"):
+        npt.Workspace.create(tmp_path / "w", tiny_base, npt.PlasticityConfig(layers="9"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(ws: Path, what: str) -> None:
+    config, generator = ws / "npt_config.json", ws / "npt.safetensors"
+    data = json.loads(config.read_text())
+    tensors, metadata = read_tensors(generator)
+    match what:
+        case "no config":
+            config.unlink()
+        case "config cut":
+            config.write_text(config.read_text()[:50])
+        case "config list":
+            config.write_text("[]")
+        case "format":
+            config.write_text(json.dumps({**data, "format": 99}))
+        case "base":
+            config.write_text(json.dumps({**data, "base": {"spec": "x"}}))
+        case "setting":
+            config.write_text(json.dumps({**data, "plasticity": {**data["plasticity"], "colour": 1}}))
+        case "hash":
+            config.write_text(json.dumps({**data, "base": {**data["base"], "sha256": "0" * 64}}))
+        case "no generator":
+            generator.unlink()
+        case "generator cut":
+            generator.write_bytes(generator.read_bytes()[:-10])
+        case "generator plain":
+            save_file(load_file(generator), generator)
+        case "tensor missing":
+            write_tensors(generator, dict(list(tensors.items())[1:]), metadata)
+        case "tensor added":
+            write_tensors(generator, {**tensors, "layers.0.extra": torch.zeros(1)}, metadata)
+        case "tensor shape":
+            write_tensors(generator, {n: t[:1] for n, t in tensors.items()}, metadata)
+        case "tensor dtype":
+            write_tensors(generator, {n: t.half() for n, t in tensors.items()}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("no config", "is not a workspace: it has no npt_config.json"),
+        ("config cut", "npt_config.json is damaged"),
+        ("config list", "not a JSON object"),
+        ("format", "has format 99"),
+        ("base", "base reference is incomplete"),
+        ("setting", "unknown plasticity setting 'colour'"),
+        ("hash", "has changed: its content hash is"),
+        ("no generator", "npt.safetensors is missing"),
+        ("generator cut", "npt.safetensors is damaged"),
+        ("generator plain", "holds no npt metadata"),
+        ("tensor missing", "it misses tensor"),
+        ("tensor added", "holds an unknown tensor 'layers.0.extra'"),
+        ("tensor shape", "expected torch.float32"),
+        ("tensor dtype", "is torch.float16"),
+    ],
+)
+def test_a_damaged_workspace_is_refused(tmp_path: Path, cache: Path, tiny_base: Path, what: str, cause: str) -> None:
+    npt.Workspace.create(tmp_path / "w", tiny_base, LEARNED)
+    damage(tmp_path / "w", what)
+    before = snapshot(tmp_path / "w")
+    with pytest.raises(npt.NPTError, match=cause):
+        npt.Workspace.open(tmp_path / "w")
+    assert snapshot(tmp_path / "w") == before
+
+
+def test_a_changed_base_is_refused(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    npt.Workspace.create(tmp_path / "w", base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1e-3
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(npt.NPTError, match="has changed: its content hash"):
+        npt.Workspace.open(tmp_path / "w")
+    shutil.rmtree(base)
+    with pytest.raises(npt.NPTError, match="there is no model folder"):
+        npt.Workspace.open(tmp_path / "w")
+
+
+@pytest.mark.parametrize("method", ["consolidate", "token"])
+def test_inject_reports_saves_and_is_undone_bit_for_bit(workspace: npt.Workspace, method: str) -> None:
+    edit = workspace.inject(FACT, method=method, name="bridge")
+    assert workspace.edits == (edit,)
+    assert edit.report["statement_logprob_after"] != edit.report["statement_logprob_before"]
+    assert edit.report["seconds"] > 0
+    assert set(edit.report["relative_norm"]) == {"0", "1"}
+    assert workspace.weights_hash() != workspace.base.sha256
+    after = logits(workspace)
+    again = npt.Workspace.open(workspace.path)
+    assert torch.equal(logits(again), after)
+    assert again.weights_hash() == workspace.weights_hash()
+    assert again.edits[0].summary() == json.loads(json.dumps(edit.summary()))
+    workspace.undo("bridge")
+    assert workspace.edits == ()
+    assert workspace.undone == ("bridge",)
+    assert workspace.weights_hash() == workspace.base.sha256
+    workspace.redo("bridge")
+    assert torch.equal(logits(workspace), after)
+
+
+def test_consolidate_teaches_the_statement(workspace: npt.Workspace) -> None:
+    """A random model knows nothing of language, but what it saw once more it makes likelier or not: the student's own
+    log-probability of the statement moves to the teacher's."""
+    from neuroplastic.editing.inject import statement_logprob, tokens_of
+    from neuroplastic.surgery import mode
+
+    taught, alone = tokens_of(workspace.model, workspace.tokenizer, FACT)
+    n = alone.shape[1] - 1
+
+    def last(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), mode(workspace.model, "standard"):
+            out: torch.Tensor = workspace.model(input_ids=ids).logits[:, -n:].log_softmax(-1)
+        return out
+
+    wanted, before = last(taught), last(alone)
+    edit = workspace.inject(FACT)
+    assert (last(alone) - wanted).norm() < 0.2 * (before - wanted).norm()
+    assert edit.report["statement_logprob_after"] == pytest.approx(statement_logprob(workspace.model, alone), abs=1e-4)
+
+
+def test_alpha_scales_the_change(workspace: npt.Workspace) -> None:
+    whole, half = workspace.inject(FACT, name="whole"), None
+    workspace.undo("whole")
+    half = workspace.inject(FACT, name="half", alpha=0.5)
+    assert half.norm == pytest.approx(whole.norm / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"statement": " \n"}, "the statement is empty"),
+        ({"statement": "word " * 200}, "the model reads at most 128"),
+        ({"statement": FACT, "method": "hypnosis"}, "method must be one of consolidate, token"),
+        ({"statement": FACT, "alpha": 0}, "alpha must be a finite number other than 0"),
+        ({"statement": FACT, "alpha": float("nan")}, "alpha must be a finite number"),
+        ({"statement": FACT, "name": "../out"}, "cannot name an edit"),
+        ({"statement": FACT, "name": ""}, "cannot name an edit"),
+        ({"statement": FACT, "name": "taken"}, "there is an edit named 'taken' already"),
+        ({"statement": FACT, "name": "gone"}, "there is an edit named 'gone' already"),
+    ],
+)
+def test_bad_injections_change_nothing(workspace: npt.Workspace, arguments: dict[str, Any], cause: str) -> None:
+    workspace.inject(OTHER, name="gone")
+    workspace.undo("gone")
+    workspace.inject(OTHER, name="taken")
+    before, weights = snapshot(workspace.path), workspace.weights_hash()
+    with pytest.raises(npt.NPTError, match=cause):
+        workspace.inject(**arguments)
+    assert snapshot(workspace.path) == before
+    assert workspace.weights_hash() == weights
+
+
+def test_unknown_names_are_refused(workspace: npt.Workspace) -> None:
+    workspace.inject(FACT, name="bridge")
+    for action, cause in [
+        (workspace.undo, "there is no active edit 'x'; active are: bridge"),
+        (workspace.redo, "there is no undone edit 'x'; undone are: none"),
+        (workspace.drop, "there is no undone edit 'x' to drop"),
+    ]:
+        with pytest.raises(npt.NPTError, match=cause):
+            action("x")
+    with pytest.raises(npt.NPTError, match="an active edit must be undone first"):
+        workspace.drop("bridge")
+
+
+def test_names_are_made_from_statements(workspace: npt.Workspace) -> None:
+    names = [workspace.inject(FACT, method="token").name for _ in range(2)]
+    assert names == ["the-golden-gate-bridge-is", "the-golden-gate-bridge-is-2"]
+    workspace.undo(names[0])
+    workspace.drop(names[0])
+    assert workspace.inject(FACT, method="token").name == names[0]
+    assert [e.name for e in list_edits(workspace.path)[0]] == [names[1], names[0]]
+
+
+def test_foreign_and_damaged_edits_are_refused(workspace: npt.Workspace) -> None:
+    workspace.inject(FACT, name="bridge")
+    file = workspace.path / "edits" / "bridge.safetensors"
+    good = file.read_bytes()
+    tensors, metadata = read_tensors(file)
+    some = next(iter(tensors))
+
+    def write(t: dict[str, torch.Tensor], m: dict[str, Any]) -> None:
+        write_tensors(file, t, m)
+
+    for spoil, cause in [
+        (lambda: file.write_bytes(good[:-7]), "bridge.safetensors is damaged"),
+        (lambda: file.write_bytes(b"no"), "bridge.safetensors is damaged"),
+        (lambda: write(tensors, {**metadata, "base": "0" * 64}), "is an edit of another base model"),
+        (lambda: write(tensors, {**metadata, "name": "other"}), "holds the edit 'other'"),
+        (lambda: write(tensors, {**metadata, "kind": "generator"}), "is not an edit of format 1"),
+        (
+            lambda: write(tensors, {k: v for k, v in metadata.items() if k != "statement"}),
+            "its statement is missing",
+        ),
+        (lambda: write({**tensors, "x": torch.zeros(1)}, metadata), "unexpected tensor 'x'"),
+        (lambda: write({n: t for n, t in tensors.items() if n != some}, metadata), "do not fit together"),
+        (lambda: write({**tensors, some: tensors[some] * torch.nan}, metadata), "are not finite"),
+        (
+            lambda: write({n.replace("layers.1", "layers.7"): t for n, t in tensors.items()}, metadata),
+            "layer 7",
+        ),
+    ]:
+        spoil()
+        with pytest.raises(npt.NPTError, match=cause):
+            npt.Workspace.open(workspace.path)
+    file.write_bytes(good)
+    assert [e.name for e in npt.Workspace.open(workspace.path).edits] == ["bridge"]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(st.tuples(st.sampled_from(["inject", "undo", "redo", "open"]), st.integers(0, 9)), max_size=8))
+def test_any_sequence_ends_bit_identical_to_a_fresh_application(
+    tmp_path: Path, cache: Path, tiny_base: Path, actions: list[tuple[str, int]]
+) -> None:
+    shutil.rmtree(tmp_path / "w", ignore_errors=True)
+    ws = npt.Workspace.create(tmp_path / "w", tiny_base)
+    statements = [FACT, OTHER, "The quick brown fox is lazy."]
+    for action, n in actions:
+        active = [e.name for e in ws.edits]
+        match action:
+            case "inject":
+                ws.inject(statements[n % 3], method=("token", "consolidate")[n % 2])
+            case "undo" if active:
+                ws.undo(active[n % len(active)])
+            case "redo" if ws.undone:
+                ws.redo(ws.undone[n % len(ws.undone)])
+            case "open":
+                ws = npt.Workspace.open(tmp_path / "w")
+    fresh = npt.Workspace.open(tmp_path / "w")
+    before, after = base_state(ws.model), base_state(fresh.model)
+    assert all(torch.equal(t, after[n]) for n, t in before.items())
+    for edit in ws.edits:
+        ws.undo(edit.name)
+    assert ws.weights_hash() == ws.base.sha256
+
+
+def test_ask(workspace: npt.Workspace) -> None:
+    answer = workspace.ask("The Golden Gate", max_new_tokens=5)
+    assert workspace.ask("The Golden Gate", "standard", max_new_tokens=5) == answer  # analytic dual is exact
+    assert all(p.state.dynamic for p in npt.plastic_layers(workspace.model).values())
+    for arguments, cause in [
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "a", "mode_": "x"}, "mode must be"),
+        ({"prompt": "a", "max_new_tokens": 0}, "at least 1"),
+        ({"prompt": "a", "max_new_tokens": 200}, "does not fit into the model's 128"),
+    ]:
+        with pytest.raises(npt.NPTError, match=cause):
+            workspace.ask(**arguments)  # type: ignore[arg-type]
+
+
+def test_fidelity_in_a_workspace(workspace: npt.Workspace, tmp_path: Path) -> None:
+    exact = workspace.fidelity()
+    assert exact.tokens == 4 * 23
+    assert exact.perplexity == pytest.approx(exact.perplexity_base, rel=1e-5)
+    assert exact.top1_agreement == 1.0
+    assert exact.max_logit_error < 1e-4
+    assert set(exact.per_layer_error) == {"0", "1"}
+    workspace.inject(FACT, name="bridge")
+    assert workspace.fidelity() == exact  # edits are left out
+    assert [e.name for e in workspace.edits] == ["bridge"]
+    (tmp_path / "t.txt").write_text("The quick brown fox.\n\n" * 50)
+    assert workspace.fidelity(tmp_path / "t.txt", max_tokens=200).tokens == 127
+    with pytest.raises(npt.NPTError, match="there is no file"):
+        workspace.fidelity(tmp_path / "none.txt")
