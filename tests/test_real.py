@@ -42,7 +42,7 @@ def test_conversion_is_lossless(tmp_path: Path, preset: str) -> None:
     assert npt_json("convert", "smollm2-135m", tmp_path / "w", *options)[0] == 0
     status, found = npt_json("fidelity", tmp_path / "w")
     assert status == 0
-    assert found["tokens"] > 3000
+    assert found["tokens"] > 2000
     assert found["max_logit_error"] <= 2e-4
     assert found["top1_agreement"] == 1.0
     assert found["kl"] < 1e-6

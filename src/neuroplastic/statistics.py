@@ -1,4 +1,4 @@
-"""The covariance of what MLPs read on ordinary text, whitened: once per model, then read from the cache.
+"""The covariance of what MLPs read on ordinary text, inverted: once per model, then read from the cache.
 
 For each layer, C_x = E[x x^T] of the MLP input (read by gate and up) and C_m = E[m m^T] of the hidden (read by down).
 Edits are solved under C (specification, section 6): directions that ordinary text uses much are changed little.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,15 +29,19 @@ RIDGE = 1e-4
 
 
 class Whitening:
-    """Cholesky factors L of C + RIDGE mean(diag C) I, per layer and input: `solve` gives C^-1 k."""
+    """(C + RIDGE mean(diag C) I)^-1 per layer and input.
 
-    def __init__(self, factors: dict[tuple[int, Input], Tensor]):
-        self.factors = factors
+    Explicit inverses: for the few keys of a statement, one product is three times faster than two triangular solves,
+    and as accurate (made in float64, kept in float32).
+    """
+
+    def __init__(self, inverses: dict[tuple[int, Input], Tensor]):
+        self.inverses = inverses
 
     def solve(self, layer: int, site: Site, keys: Tensor) -> Tensor:
         """C^-1 applied to each row of keys [n, d_in] -> [n, d_in]."""
-        factor = self.factors[layer, READS[site]]
-        return torch.cholesky_solve(keys.to(factor.dtype).T, factor).T
+        inverse = self.inverses[layer, READS[site]]
+        return keys.to(inverse.dtype) @ inverse
 
     @classmethod
     def of(cls, model: PreTrainedModel, parts: Sequence[LayerParts], text: Tensor, base_hash: str) -> Whitening:
@@ -46,7 +49,12 @@ class Whitening:
 
         `model` must be the unedited base in standard mode whose hash is `base_hash`, `parts` all of its layers.
         """
-        path = cache_dir() / "statistics" / base_hash[:16] / f"whitening_{text.shape[0]}x{text.shape[1]}.safetensors"
+        path = (
+            cache_dir()
+            / "statistics"
+            / base_hash[:16]
+            / f"inverse_covariance_{text.shape[0]}x{text.shape[1]}.safetensors"
+        )
         names = {f"{p.index}.{read}": (p.index, read) for p in parts for read in _inputs()}
         if path.exists():
             found, _ = read_tensors(path)
@@ -56,9 +64,9 @@ class Whitening:
             return cls({names[n]: t.to(device) for n, t in found.items()})
         with progress("measuring the covariance of ordinary text (once per model)") as step:
             covariances = covariance(model, parts, text, step)
-        factors = {at: _factor(C) for at, C in covariances.items()}
-        write_tensors(Path(path), {n: factors[at] for n, at in names.items()}, {"base": base_hash, "ridge": RIDGE})
-        return cls(factors)
+        inverses = {at: _inverse(C) for at, C in covariances.items()}
+        write_tensors(path, {n: inverses[at] for n, at in names.items()}, {"base": base_hash, "ridge": RIDGE})
+        return cls(inverses)
 
 
 @torch.no_grad()
@@ -111,6 +119,8 @@ def _inputs() -> tuple[Input, Input]:
     return ("x", "m")
 
 
-def _factor(C: Tensor) -> Tensor:
-    ridge = RIDGE * C.diagonal().mean()
-    return torch.linalg.cholesky(C + ridge * torch.eye(len(C), dtype=C.dtype, device=C.device))
+def _inverse(C: Tensor) -> Tensor:
+    wide = C.double()
+    ridge = RIDGE * wide.diagonal().mean()
+    factor = torch.linalg.cholesky(wide + ridge * torch.eye(len(wide), dtype=wide.dtype, device=wide.device))
+    return torch.cholesky_inverse(factor).to(C.dtype)

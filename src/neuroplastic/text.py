@@ -20,7 +20,7 @@ from .files import cache_dir, read_tensors, write_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 24
+SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 16
 """Self-written text: how many sequences, how many tokens each, and how many of them are held out for measuring."""
 
 

@@ -23,11 +23,11 @@ from neuroplastic.surgery import base_state, mode
 
 def identity(model: Any) -> Whitening:
     """C = I for every layer."""
-    factors = {}
+    inverses = {}
     for p in inspect_layers(model, range(2)):
         for site in ("gate", "down"):
-            factors[p.index, READS[site]] = torch.eye(projection(p.mlp, site).in_features, dtype=model.dtype)
-    return Whitening(factors)
+            inverses[p.index, READS[site]] = torch.eye(projection(p.mlp, site).in_features, dtype=model.dtype)
+    return Whitening(inverses)
 
 
 def an_edit(factors: Any, sequence: int = 1) -> npt.Edit:
@@ -64,6 +64,19 @@ def test_covariance_is_that_of_what_the_projections_read() -> None:
     assert found.keys() == seen.keys()
     for at, z in seen.items():
         assert_close(found[at], z.T @ z / len(z))
+
+
+def test_whitening_solves_the_covariance(workspace: npt.Workspace) -> None:
+    """(C + ridge) solve(k) = k, for the covariance of the workspace's own statistics text."""
+    from neuroplastic.statistics import RIDGE
+
+    npt.set_mode(workspace.model, "standard")
+    found = covariance(workspace.model, workspace.parts, workspace._self_text[0])
+    for layer, site in ((0, "gate"), (1, "down")):
+        C = found[layer, READS[site]].double()  # type: ignore[index]
+        keys = rand(3, len(C))
+        solved = workspace.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
+        assert_close(solved @ (C + RIDGE * C.diagonal().mean() * torch.eye(len(C))), keys, atol=1e-3, rtol=0)
 
 
 @pytest.mark.usefixtures("no_grad")

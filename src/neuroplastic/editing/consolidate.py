@@ -13,16 +13,16 @@ for W x_teacher; down for whatever the residual stream still lacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Site
-from ..statistics import Whitening
+from ..config import SITES, Site
+from ..statistics import READS, Whitening
 from ..structure import LayerParts, projection
 from .edit import Factors
 
@@ -41,15 +41,13 @@ def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:
 
 
 @dataclass
-class _Reading:
-    """What one layer did on the tokens of a statement, [n, d] each."""
+class _Taught:
+    """What one layer of the teacher did on the tokens of the statement."""
 
-    x: Tensor
-    """the MLP's input"""
-    mlp: Tensor
-    """the MLP's output"""
-    out: Tensor
-    """the layer's output"""
+    outputs: dict[Site, Tensor] = field(default_factory=dict)
+    """of each projection [n, d_out]"""
+    stream: Tensor | None = None
+    """the residual stream behind the layer [n, d]"""
 
 
 @torch.no_grad()
@@ -61,34 +59,27 @@ def consolidate_factors(
     alone: Tensor,
     strength: float = STRENGTH,
 ) -> dict[Place, Factors]:
-    """dW of gate, up and down in the layers of `parts`.
+    """dW of gate, up and down in the layers of `parts`, at the cost of two forward passes and the solves.
 
     taught (1, T): start token, context, statement. alone (1, 1 + n): start token, statement. The last n tokens of both
     are the statement. The model must be in standard mode; its weights are not touched.
     """
     n = alone.shape[1] - 1
-    teacher: dict[int, _Reading] = {}
-    with _listening(parts, n, teacher):
+    teacher = {p.index: _Taught() for p in parts}
+    with _hooks([hook for p in parts for hook in _listen(p, teacher[p.index], n)]):
         model.base_model(input_ids=taught, use_cache=False)
     factors: dict[Place, Factors] = {}
-    with _solving(parts, n, teacher, whitening, strength, factors):
+    with _hooks([hook for p in parts for hook in _solve(p, teacher[p.index], n, whitening, strength, factors)]):
         model.base_model(input_ids=alone, use_cache=False)
     return factors
 
 
+Hook = tuple[nn.Module, Callable[[nn.Module, Any, Any], Any]]
+
+
 @contextmanager
-def _listening(parts: Sequence[LayerParts], n: int, found: dict[int, _Reading]) -> Iterator[None]:
-    """Fills `found` with what each layer reads and gives on the last n tokens."""
-    handles = []
-    for p in parts:
-
-        def heard(module: nn.Module, args: Any, output: Tensor, p: LayerParts = p) -> None:
-            found[p.index] = _Reading(args[0][0, -n:], output[0, -n:], output[0, -n:])
-
-        def ended(module: nn.Module, args: Any, output: Any, p: LayerParts = p) -> None:
-            found[p.index].out = (output[0] if isinstance(output, tuple) else output)[0, -n:]
-
-        handles += [p.mlp.register_forward_hook(heard), p.layer.register_forward_hook(ended)]
+def _hooks(hooks: Sequence[Hook]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
     finally:
@@ -96,72 +87,51 @@ def _listening(parts: Sequence[LayerParts], n: int, found: dict[int, _Reading]) 
             handle.remove()
 
 
-@contextmanager
-def _solving(
-    parts: Sequence[LayerParts],
-    n: int,
-    teacher: dict[int, _Reading],
-    whitening: Whitening,
-    strength: float,
-    factors: dict[Place, Factors],
-) -> Iterator[None]:
+def _listen(p: LayerParts, taught: _Taught, n: int) -> Iterator[Hook]:
+    """Writes down what the teacher's layer gives on the last n tokens."""
+
+    def projected(site: Site) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: taught.outputs.__setitem__(site, output[0, -n:])
+
+    def ended(module: nn.Module, args: Any, output: Any) -> None:
+        taught.stream = (output[0] if isinstance(output, tuple) else output)[0, -n:]
+
+    yield from ((projection(p.mlp, site), projected(site)) for site in SITES)
+    yield p.layer, ended
+
+
+def _solve(
+    p: LayerParts, taught: _Taught, n: int, whitening: Whitening, strength: float, factors: dict[Place, Factors]
+) -> Iterator[Hook]:
     """Solves each projection as the student's pass reaches it, and goes on with the change in effect."""
-    handles: list[Any] = []
-    stream: dict[int, Tensor] = {}  # r = h + a, in front of the MLP
+    stream: list[Tensor] = []  # r = h + a, what the MLP adds to
+    solved: dict[str, Tensor] = {}  # G by what a projection reads: gate and up share theirs
 
-    def solve(layer: int, site: Site, z: Tensor) -> tuple[Tensor, Tensor]:
-        keys = z[0, -n:]
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-        return keys, ridge_factor(keys, whitening.solve(layer, site, keys) / strength)
+    def passing(module: nn.Module, args: Any, output: Any) -> None:
+        stream[:] = [args[0][0, -n:]]
 
-    for p in parts:
-        gate, up, down = (projection(p.mlp, s) for s in ("gate", "up", "down"))
-
-        def passing(module: nn.Module, args: Any, p: LayerParts = p) -> None:
-            stream[p.index] = args[0][0, -n:]
-
-        def entering(
-            module: nn.Module, args: Any, p: LayerParts = p, gate: nn.Module = gate, up: nn.Module = up
-        ) -> None:
-            if p.norm is None:
-                stream[p.index] = args[0][0, -n:]
-            keys, G = solve(p.index, "gate", args[0])
-            missing = (teacher[p.index].x - args[0][0, -n:]).to(args[0].dtype)
-            factors[p.index, "gate"] = Factors(G, _linear(gate, missing).to(keys.dtype).T.contiguous())
-            factors[p.index, "up"] = Factors(G.clone(), _linear(up, missing).to(keys.dtype).T.contiguous())
-
-        def descending(module: nn.Module, args: Any, p: LayerParts = p, down: nn.Module = down) -> None:
-            keys, G = solve(p.index, "down", args[0])
-            read = teacher[p.index]
+    def target(site: Site) -> Tensor:
+        if site != "down" or p.norm_behind_mlp is not None:
             # what a norm behind the MLP makes of a correction is not linear: there, the teacher's own MLP output
-            lacking = (read.out - stream[p.index]) / p.mlp_scale
-            missing = (lacking if p.norm_behind_mlp is None else read.mlp) - _bare(down, args[0][0, -n:])
-            factors[p.index, "down"] = Factors(G, missing.to(keys.dtype).T.contiguous())
+            return taught.outputs[site]
+        assert taught.stream is not None
+        return (taught.stream - stream[0]) / p.mlp_scale
 
-        def changed(module: nn.Module, args: Any, output: Tensor, place: Place) -> Tensor:
-            A, B = (t.to(output.dtype) for t in factors[place])
-            return output + (args[0] @ A.T) @ B.T
+    def change(site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            z: Tensor = args[0]
+            if p.norm is None and site != "down":  # the MLP reads the residual stream itself
+                stream[:] = [z[0, -n:]]
+            wide = torch.promote_types(z.dtype, torch.float32)
+            if READS[site] not in solved:
+                keys = z[0, -n:].to(wide)
+                solved[READS[site]] = ridge_factor(keys, whitening.solve(p.index, site, keys).to(wide) / strength)
+            G, R = solved[READS[site]], (target(site) - output[0, -n:]).to(wide)
+            factors[p.index, site] = Factors(G, R.T)
+            return output + ((z.to(wide) @ G.T) @ R).to(output.dtype)
 
-        if p.norm is not None:
-            handles.append(p.norm.register_forward_pre_hook(passing))
-        handles.append(p.mlp.register_forward_pre_hook(entering))
-        handles.append(down.register_forward_pre_hook(descending))
-        for site, linear in (("gate", gate), ("up", up), ("down", down)):
-            hook = lambda m, a, o, place=(p.index, site): changed(m, a, o, place)  # noqa: E731
-            handles.append(linear.register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return hook
 
-
-def _linear(module: nn.Module, z: Tensor) -> Tensor:
-    """W z of a projection that may have a bias, or be quantised, or wrapped: called, never opened."""
-    return _bare(module, z) - _bare(module, torch.zeros_like(z[:1]))
-
-
-def _bare(module: nn.Module, z: Tensor) -> Tensor:
-    """The projection without the hooks of this pass."""
-    out: Tensor = module.forward(z)
-    return out
+    if p.norm is not None:
+        yield p.norm, passing
+    yield from ((projection(p.mlp, site), change(site)) for site in SITES)

@@ -1,7 +1,12 @@
 """The exact generators: no parameters, the pretrained layer itself as the oracle (specification, section 3).
 
-For weights: v_a = z/|z|^2 and v_b = W x_c - W z, so that (W + v_b v_a^T) z = W x_c. For the down projection, where
-nothing replaces its input, v_b is what the MLP must carry for the layer. Dherin et al. 2507.16003 derive the same
+For weights: v_a = z/|z|^2 and v_b = W x_c - W z. Since v_a . z = 1,
+
+    (W + v_b v_a^T) z = W z + (W x_c - W z) = W x_c
+
+so the forward pass is one product, and costs what the pretrained one does; the pair itself is formed only where it is
+asked for, to be read or made permanent. For the down projection, where nothing replaces its input, v_b is what the MLP
+must carry for the layer: the attention output, if the layer no longer adds it. Dherin et al. 2507.16003 derive the same
 update for a context in front of an MLP, Goldwaser et al. 2511.17864 for gated blocks behind RMSNorm.
 """
 
@@ -21,13 +26,11 @@ class AnalyticWeights(Generator):
     """One rank-1 pair per token and site, exact."""
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
-        y = projection(z)
-        c = (self_key(z) * z).sum(-1, keepdim=True)  # v_a . z, which is 1 up to rounding
         if site == "down":
-            return y if s.carried is None else torch.addcmul(y, s.carried, c)
+            y = projection(z)
+            return y if s.carried is None else y + s.carried
         assert s.x_c is not None
-        # y + (W x_c - y) c, in the form whose rounding error vanishes as c goes to 1
-        return torch.lerp(y, projection(s.x_c), c)
+        return projection(s.x_c)
 
     def factors(
         self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals
