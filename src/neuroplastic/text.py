@@ -20,6 +20,7 @@ from .files import cache_dir, read_tensors, write_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BETWEEN_DOCUMENTS = "<|endoftext|>"
 SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 16
 """Self-written text: how many sequences, how many tokens each, and how many of them are held out for measuring."""
 
@@ -34,7 +35,9 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     ids = tokenizer("a").input_ids
     if bos is not None and ids and ids[0] == bos:
         return int(bos)
-    between = tokenizer.get_vocab().get("<|endoftext|>")
+    between = tokenizer.convert_tokens_to_ids(BETWEEN_DOCUMENTS)
+    if between is not None and tokenizer.convert_ids_to_tokens(between) != BETWEEN_DOCUMENTS:  # the unknown token
+        between = None
     for token in (between, bos, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

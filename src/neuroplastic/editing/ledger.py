@@ -18,8 +18,9 @@ from .edit import Edit, Factors
 class Ledger:
     """The active edits of one model in memory.
 
-    Only edited projections keep a pristine copy, in memory: reading it back from disk would cost an undo a read of
-    the base, and a base from a hub may be gone by then.
+    An edited projection's parameter points to new storage; the pristine tensor is kept as it is and put back by undo,
+    which therefore copies nothing. So only edited projections cost memory, and nothing is read back from disk: a base
+    from a hub may be gone by then.
     """
 
     def __init__(self, model: nn.Module):
@@ -38,11 +39,11 @@ class Ledger:
             if [id(f.A) for f in before.get(place, [])] == [id(f.A) for f in after.get(place, [])]:
                 continue
             weight = self._weight(place)
-            if place not in after:
-                weight.copy_(self._pristine.pop(place))
-                continue
-            pristine = self._pristine.setdefault(place, weight.clone())
-            weight.copy_(edited(pristine, after[place]))
+            if place in after:
+                pristine = self._pristine.setdefault(place, weight.data)
+                weight.data = edited(pristine, after[place])
+            else:
+                weight.data = self._pristine.pop(place)
         self.active = wanted
 
     @contextmanager
@@ -76,12 +77,10 @@ class Ledger:
 
 
 def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
-    """W + sum_e B_e A_e, added up in float32 at least, in the order given, rounded once to W's dtype."""
-    wide = torch.promote_types(pristine.dtype, torch.float32)
-    out = pristine.to(wide, copy=True)
-    for A, B in factors:
-        out.addmm_(B.to(out), A.to(out))
-    return out.to(pristine.dtype)
+    """W + sum_e B_e A_e as one product of the stacked factors, in float32 at least, rounded once to W's dtype."""
+    W = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
+    A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
+    return torch.addmm(W, B.to(W), A.to(W)).to(pristine.dtype)
 
 
 def _by_place(edits: Sequence[Edit]) -> dict[tuple[int, Site], list[Factors]]:
