@@ -25,8 +25,9 @@ def test_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "missing", "there is no model folder"),
         (tmp_path, "holds no model"),
         (tmp_path / "a.gguf", "there is no GGUF file"),
-        ("someone/nothing-of-this-name", "cannot load the model 'someone/nothing-of-this-name'"),
-        ("smollm3-9000", "cannot load the model 'smollm3-9000'"),
+        ("someone/nothing-of-this-name", "'someone/nothing-of-this-name' is not on this machine and the hub cannot be"),
+        ("smollm3-9000", "'smollm3-9000' is not on this machine"),
+        ("no/such/name", "there is no model 'no/such/name' here or on the hub"),
     ]:
         with pytest.raises(npt.NPTError, match=cause):
             npt.load_base(str(spec))

@@ -88,7 +88,32 @@ def resolve(spec: str | Path) -> str:
         return str(path.resolve())
     if path.is_absolute() or text.startswith((".", "~")):
         raise NPTError(f"there is no model folder {text!r}")
+    _check_hub(text)
     return text
+
+
+def _check_hub(name: str) -> None:
+    """Asks the hub once whether it has the model, unless its files are here: loading would retry for a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    choice = f"give {', '.join(BUNDLED)}, a folder, a .gguf file or the id of a model on the hub"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise NPTError(f"there is no model {name!r} here or on the hub; {choice}") from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as e:
+        raise _unreachable(name, choice, e) from None
+    except Exception as e:  # the hub's HTTP library has exceptions of its own, and has changed before
+        if "connect" not in type(e).__name__.lower() and "timeout" not in type(e).__name__.lower():
+            raise
+        raise _unreachable(name, choice, e) from None
+
+
+def _unreachable(name: str, choice: str, e: Exception) -> NPTError:
+    return NPTError(f"{name!r} is not on this machine and the hub cannot be asked ({type(e).__name__}); {choice}")
 
 
 def canonical(spec: str | Path) -> str:
