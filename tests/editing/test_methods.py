@@ -17,7 +17,7 @@ from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import Ledger
 from neuroplastic.editing.token import token_factors
 from neuroplastic.statistics import READS, Whitening, covariance
-from neuroplastic.structure import inspect_layers, projection
+from neuroplastic.structure import decoder_layers, inspect_layers, projection
 from neuroplastic.surgery import base_state, mode
 
 
@@ -92,7 +92,12 @@ def test_consolidated_the_student_reads_as_the_teacher_did(family: str) -> None:
     before = {n: t.clone() for n, t in model.state_dict().items()}
     wanted = model(input_ids=taught).logits[:, -6:]
     untaught = model(input_ids=alone).logits[:, -6:]
-    factors = consolidate_factors(model, parts, identity(model), taught, alone, strength=1e-12)
+    passes: list[int] = []
+    whitening = identity(model)
+    counter = decoder_layers(model)[1].register_forward_pre_hook(lambda m, a: passes.append(a[0].shape[1]))
+    factors = consolidate_factors(model, parts, whitening, taught, alone, strength=1e-12)
+    counter.remove()
+    assert passes == [taught.shape[1], alone.shape[1]]  # one teacher pass, one student pass
     assert set(factors) == {(i, s) for i in (0, 1) for s in SITES}
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())  # no weight touched
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not model)
