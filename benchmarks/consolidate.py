@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -44,9 +45,9 @@ def main() -> None:
         npt.set_mode(ws.model, "standard")
         for statement in STATEMENTS:
             taught, alone = tokens_of(ws.model, ws.tokenizer, statement)
-            work: tuple[Callable[[], object], ...] = (
-                lambda taught=taught: ws.model(input_ids=taught, use_cache=False),
-                lambda taught=taught, alone=alone: consolidate_factors(ws.model, ws.parts, ws.whitening, taught, alone),
+            work = (
+                partial(ws.model, input_ids=taught, use_cache=False),
+                partial(consolidate_factors, ws.model, ws.parts, ws.whitening, taught, alone),
             )
             times = [[seconds(w) for w in work] for _ in range(17)][2:]
             forward, update = (median(column) for column in zip(*times, strict=True))
