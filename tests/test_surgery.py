@@ -242,8 +242,9 @@ def test_every_combination_of_axes_runs() -> None:
     assert ran == 96
 
 
-def test_a_second_conversion_is_refused() -> None:
-    model = npt.convert(tiny("llama"))
+@families
+def test_a_second_conversion_is_refused(family: str) -> None:
+    model = npt.convert(tiny(family))
     with pytest.raises(npt.NPTError, match="converted already; revert it first"):
         npt.convert(model)
     npt.convert(npt.revert(model))

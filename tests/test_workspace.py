@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import neuroplastic as npt
-from families import tokens
+from conftest import make_tokenizer
+from families import FAMILIES, tiny, tokens
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.surgery import base_state
 from neuroplastic.workspace import list_edits
@@ -48,6 +49,21 @@ def test_a_workspace_survives_being_opened_copied_and_moved(tmp_path: Path, cach
     assert torch.equal(logits(again), expected)
     assert again.info()["plastic_layers"] == [1]
     assert again.info()["generator_parameters"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_survives_a_workspace(tmp_path: Path, cache: Path, family: str) -> None:
+    tokenizer = make_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    tiny(family, **ids).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = npt.PlasticityConfig(generator="low_rank", np_rank=8, num_ranks=2, key="learned")
+    ws = npt.Workspace.create(tmp_path / "w", tmp_path / "base", config)
+    edit = ws.inject(FACT)
+    again = npt.Workspace.open(tmp_path / "w")
+    assert torch.equal(logits(again), logits(ws))
+    again.undo(edit.name)
+    assert again.weights_hash() == ws.base.sha256
 
 
 def test_bfloat16_is_remembered(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
