@@ -54,7 +54,7 @@ def test_a_workspace_survives_being_opened_copied_and_moved(tmp_path: Path, cach
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_survives_a_workspace(tmp_path: Path, cache: Path, family: str) -> None:
     tokenizer = make_tokenizer()
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    ids: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     tiny(family, **ids).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     config = npt.PlasticityConfig(generator="low_rank", np_rank=8, num_ranks=2, key="learned")

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import export
     from .config import PlasticityConfig
     from .editing.edit import Edit
-    from .errors import NPTError
+    from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
     from .surgery import convert, plastic_layers, revert, set_mode
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Edit": "editing.edit",
     "Fidelity": "evaluation.fidelity",
+    "CheckFailed": "errors",
     "NPTError": "errors",
     "PlasticityConfig": "config",
     "Workspace": "workspace",
@@ -34,12 +36,14 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckFailed",
     "Edit",
     "Fidelity",
     "NPTError",
     "PlasticityConfig",
     "Workspace",
     "convert",
+    "export",
     "load_base",
     "measure_fidelity",
     "plastic_layers",
@@ -49,6 +53,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":
+        return import_module(".export", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

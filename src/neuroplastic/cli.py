@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from .config import PlasticityConfig
 from .console import note, status
-from .errors import NPTError
+from .errors import CheckFailed, NPTError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +42,8 @@ WorkspaceArg = Annotated[Positional[Path], tyro.conf.arg(metavar="WORKSPACE")]
 NameArg = Annotated[Positional[str], tyro.conf.arg(metavar="NAME")]
 PromptArg = Annotated[Positional[str], tyro.conf.arg(metavar="PROMPT")]
 StatementArg = Annotated[Positional[str], tyro.conf.arg(metavar="STATEMENT")]
+DestArg = Annotated[Positional[Path], tyro.conf.arg(metavar="DEST")]
+SourceArg = Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object on standard output.")]
 
 
@@ -194,16 +196,102 @@ def drop(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     return _change(workspace, name, "dropped", "drop", json)
 
 
+@app.command
+def export(
+    workspace: WorkspaceArg,
+    dest: DestArg,
+    *,
+    format: Literal["peft", "merged", "gguf", "delta"] = "peft",
+    edits: str | None = None,
+    rank: int | None = None,
+    tolerance: float = 1e-6,
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None,
+    json: Json = False,
+) -> int:
+    """Take edits to where models run. What is written is loaded again, asked, and compared with the workspace.
+
+    Args:
+        workspace: The workspace.
+        dest: Folder to create.
+        format: peft is a LoRA adapter for PEFT, transformers, vLLM and SGLang; merged a plain Hugging Face
+            checkpoint; gguf a LoRA for llama.cpp; delta the edits alone, for another workspace of the same base.
+        edits: Names of active edits, separated by commas (default: all).
+        rank: Rank of the adapter: 8, 16, 32, 64 or 128 (peft, gguf; default: the smallest that fits).
+        tolerance: Share of the change's squared norm that a smaller rank may drop (peft, gguf).
+        dtype: Dtype of the checkpoint (merged; default: the workspace's).
+    """
+    names = None if edits is None else [n.strip() for n in edits.split(",") if n.strip()]
+    for option, given, formats in (("--rank", rank, ("peft", "gguf")), ("--dtype", dtype, ("merged",))):
+        if given is not None and format not in formats:
+            raise NPTError(f"{option} has no meaning with --format {format}; it goes with {', '.join(formats)}")
+    ws = _open(workspace)
+    from . import export as exports
+
+    with status(f"exporting as {format}, and checking it"):
+        match format:
+            case "peft":
+                report = exports.peft(ws, dest, names, rank, tolerance)
+            case "gguf":
+                report = exports.gguf(ws, dest, names, rank, tolerance)
+            case "merged":
+                report = exports.merged(ws, dest, names, dtype)
+            case "delta":
+                report = exports.delta(ws, dest, names)
+    return _show(json, report.to_dict(), _show_export)
+
+
+@app.command(name="import")
+def import_(workspace: WorkspaceArg, source: SourceArg, *, edits: str | None = None, json: Json = False) -> int:
+    """Take edits in that `npt export --format delta` wrote from another workspace of the same base.
+
+    Args:
+        workspace: The workspace.
+        source: The exported folder.
+        edits: Names to take, separated by commas (default: all).
+    """
+    from .export import import_edits
+
+    names = None if edits is None else [n.strip() for n in edits.split(",") if n.strip()]
+    taken = import_edits(_open(workspace), source, names)
+    result = {"imported": [e.name for e in taken]}
+    return _show(json, result, lambda console, r: console.print("imported: " + ", ".join(r["imported"])))
+
+
+@app.command(name="import-lora")
+def import_lora(
+    workspace: WorkspaceArg,
+    source: SourceArg,
+    *,
+    name: str | None = None,
+    alpha: float = 1.0,
+    any_base: bool = False,
+    json: Json = False,
+) -> int:
+    """Take a PEFT LoRA on MLP projections in as an edit, to be listed, scaled, undone and combined.
+
+    Args:
+        workspace: The workspace.
+        source: The adapter folder.
+        name: Name of the edit (default: made from the folder's).
+        alpha: Scale of the change.
+        any_base: Take it although it names another base model.
+    """
+    from .export import import_lora as take
+
+    edit = take(_open(workspace), source, name, alpha, any_base)
+    return _show(json, edit.summary(), lambda console, r: console.print(f"{r['name']}: {len(r['layers'])} layers"))
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `npt`. Returns the exit status."""
     args = list(sys.argv[1:] if args is None else args)
     try:
         return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
-    except NPTError as e:
+    except (NPTError, CheckFailed) as e:
         if "--json" in args:
             print(json_format.dumps({"error": str(e)}, ensure_ascii=False))
         note(f"npt: {e}")
-        return 2
+        return 2 if isinstance(e, NPTError) else 1
     except KeyboardInterrupt:
         note("npt: interrupted")
         return 130
@@ -284,6 +372,17 @@ def _show_edit(console: Console, r: dict[str, Any]) -> None:
     console.print(f"log-probability of the statement, nats per token: {before:.2f} before, {after:.2f} after")
     largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
     console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
+
+
+def _show_export(console: Console, r: dict[str, Any]) -> None:
+    console.print(f"[bold]{r['path']}[/bold]: {r['format']}, {', '.join(r['edits'])}", highlight=False)
+    if r["rank"] is not None:
+        console.print(f"rank {r['rank']}, dropping {r['dropped_energy']:.1e} of the squared norm", highlight=False)
+    console.print(
+        f"loaded again and compared on the statements: largest logit difference {r['max_logit_error']:.1e}, same "
+        f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)",
+        highlight=False,
+    )
 
 
 def _show_edits(console: Console, r: dict[str, Any]) -> None:

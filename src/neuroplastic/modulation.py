@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "compress",
     "frobenius_norm",
     "modulate_activation",
     "rank_k_effect",
@@ -66,3 +67,17 @@ def frobenius_norm(A: Tensor, B: Tensor) -> Tensor:
     """
     A, B = A.double(), B.double()
     return ((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt()
+
+
+def compress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best approximation of B A of rank at most `rank` (Eckart-Young), and what it drops.
+
+    A [n, d_in], B [d_out, n] -> A' [rank', d_in] with orthonormal rows, B' [d_out, rank'], and |B A - B' A'|_F^2;
+    rank' is min(rank, n, d_in, d_out). QR of both factors and an SVD of the small core, in float64: B A is never
+    formed.
+    """
+    Q_b, R_b = torch.linalg.qr(B.double())
+    Q_a, R_a = torch.linalg.qr(A.double().T)
+    U, S, Vh = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)
+    dropped = S[rank:].square().sum().item()
+    return (Vh[:rank] @ Q_a.T).to(A.dtype), (Q_b @ (U[:, :rank] * S[:rank])).to(B.dtype), dropped

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +131,11 @@ class Workspace:
         """Names of the edits that were taken back and can be redone."""
         return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
 
+    @property
+    def names(self) -> set[str]:
+        """Names of all edits, active and undone."""
+        return {f.stem for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)}
+
     def inject(
         self, statement: str, method: str = "consolidate", name: str | None = None, alpha: float | None = None
     ) -> Edit:
@@ -142,7 +147,7 @@ class Workspace:
         check_request(method, alpha)
         _, alone = tokens_of(self.model, self.tokenizer, statement)
         with self._locked():
-            taken = self._names()
+            taken = self.names
             if name is None:
                 name = name_from(statement, taken)
             elif check_name(name) in taken:
@@ -166,16 +171,46 @@ class Workspace:
                 factors=made.factors,
                 report=report,
             )
-            active = self._ledger.active
-            self._ledger.set_active((*active, edit))
-            try:
+
+            def measure() -> None:
                 with mode(self.model, "standard"):
                     report["statement_logprob_after"] = statement_logprob(self.model, alone)
-                edit.save(self._file(name))
-            except BaseException:
-                self._ledger.set_active(active)
-                raise
+
+            self._commit([edit], measure)
         return edit
+
+    def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
+        """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
+
+        Raises NPTError, with nothing changed, where a name is taken or an edit does not fit the model.
+        """
+        with self._locked():
+            names = [check_name(e.name) for e in edits]
+            if twice := sorted({n for n in names if names.count(n) > 1 or n in self.names}):
+                raise NPTError(f"there are edits of these names already: {', '.join(twice)}; undo and drop them first")
+            for e in edits:
+                if e.base != self.base.sha256:
+                    raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
+            first = self._next_sequence()
+            taken = tuple(replace(e, sequence=first + i) for i, e in enumerate(edits))
+            self._commit(taken)
+        return taken
+
+    def _commit(self, edits: Sequence[Edit], measure: Callable[[], None] = lambda: None) -> None:
+        """Edits into the weights and onto the disk, or neither. `measure` runs in between."""
+        active = self._ledger.active
+        written: list[Path] = []
+        try:
+            self._ledger.set_active((*active, *edits))
+            measure()
+            for edit in edits:
+                edit.save(self._file(edit.name))
+                written.append(self._file(edit.name))
+        except BaseException:
+            for file in written:
+                file.unlink(missing_ok=True)
+            self._ledger.set_active(active)
+            raise
 
     def undo(self, name: str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
@@ -242,7 +277,7 @@ class Workspace:
         else:
             length = min(256, context_length(self.model))
             text = windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
-        with self._ledger.pristine(), progress("comparing dynamic mode with the base") as step:
+        with self.only(()), progress("comparing dynamic mode with the base") as step:
             return measure_fidelity(self.model, text, step=step)
 
     def info(self) -> dict[str, Any]:
@@ -260,6 +295,16 @@ class Workspace:
             "edits": [e.name for e in self.edits],
             "undone": list(self.undone),
         }
+
+    @contextmanager
+    def only(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Exactly these edits in the weights, while it lasts; with none, the pristine base."""
+        active = self._ledger.active
+        self._ledger.set_active(edits)
+        try:
+            yield
+        finally:
+            self._ledger.set_active(active)
 
     def weights_hash(self) -> str:
         """Content hash of the base weights as they are now; `base.sha256` again once every edit is undone."""
@@ -280,21 +325,18 @@ class Workspace:
     def whitening(self) -> Whitening:
         """The covariance of ordinary text: measured once per model, then cached on disk."""
         text = self._self_text[0]
-        with self._ledger.pristine(), mode(self.model, "standard"):
+        with self.only(()), mode(self.model, "standard"):
             return Whitening.of(self.model, self.parts, text, self.base.sha256)
 
     @cached_property
     def _self_text(self) -> tuple[Tensor, Tensor]:
-        with self._ledger.pristine(), mode(self.model, "standard"):
+        with self.only(()), mode(self.model, "standard"):
             return self_text(self.model, self.tokenizer, self.base.sha256)
 
     # --- files ---------------------------------------------------------------------------------------------------
 
     def _file(self, name: str, undone: bool = False) -> Path:
         return self.path / "edits" / ("undone" if undone else "") / f"{name}.safetensors"
-
-    def _names(self) -> set[str]:
-        return {f.stem for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)}
 
     def _read_edit(self, file: Path) -> Edit:
         edit = Edit.load(file)

@@ -193,8 +193,6 @@ def test_the_ledger_is_exact_in_any_order(dtype: torch.dtype) -> None:
         atol=0.05 if dtype == torch.bfloat16 else 1e-5,
         rtol=1e-2,
     )
-    with ledger.pristine():
-        assert all(torch.equal(t, original[n]) for n, t in base_state(model).items())
     assert not torch.equal(
         model.get_parameter("model.layers.1.mlp.gate_proj.weight"), original["model.layers.1.mlp.gate_proj.weight"]
     )

@@ -3,8 +3,7 @@ in one fixed order, never a sum from which something was subtracted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,16 +44,6 @@ class Ledger:
             else:
                 weight.data = self._pristine.pop(place)
         self.active = wanted
-
-    @contextmanager
-    def pristine(self) -> Iterator[None]:
-        """The unedited weights, while it lasts."""
-        active = self.active
-        self.set_active(())
-        try:
-            yield
-        finally:
-            self.set_active(active)
 
     def _weight(self, place: tuple[int, Site]) -> Tensor:
         layer, site = place

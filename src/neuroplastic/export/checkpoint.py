@@ -1,0 +1,58 @@
+"""Edits merged into a plain Hugging Face checkpoint, with no trace of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import models
+from ..editing.ledger import Ledger
+from ..errors import NPTError
+from .report import (
+    Clock,
+    ExportReport,
+    chosen_edits,
+    compare,
+    finish,
+    refuse_occupied,
+    require_match,
+    staged,
+    statement_logits,
+    workspace_logits,
+)
+
+if TYPE_CHECKING:
+    from ..workspace import Workspace
+
+
+def merged(
+    ws: Workspace, dest: str | Path, edits: Sequence[str] | None = None, dtype: str | None = None
+) -> ExportReport:
+    """Writes a checkpoint with the chosen active edits in its weights, loads it with transformers and compares.
+
+    Weights, tokenizer and generation config, sharded as usual. The merge is done in float32 and rounded once to
+    `dtype` (the workspace's where None). Raises NPTError for bad input and CheckFailed, leaving nothing, where the
+    loaded checkpoint answers differently.
+    """
+    clock, dest, dtype = Clock(), Path(dest), dtype or ws.base.dtype
+    refuse_occupied(dest)
+    if dtype not in models.DTYPES:
+        raise NPTError(f"dtype must be one of {', '.join(models.DTYPES)}, not {dtype!r}")
+    chosen = chosen_edits(ws, edits)
+    statements = [e.statement for e in chosen]
+    reference = workspace_logits(ws, chosen, statements)
+    wide = "float64" if ws.base.dtype == "float64" else "float32"
+    model, tokenizer = models.load_base(ws.base.spec, wide)
+    Ledger(model).set_active(chosen)
+    model.to(getattr(torch, dtype))
+    with staged(dest) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del model
+        loaded, loaded_tokenizer = models.load_base(folder, dtype)
+        error, agreement = compare(statement_logits(loaded, loaded_tokenizer, statements), reference)
+        require_match("merged", error, agreement, exact=dtype == ws.base.dtype and dtype in ("float32", "float64"))
+    return finish(ws, ExportReport("merged", str(dest), [e.name for e in chosen], None, 0.0, error, agreement, clock()))
