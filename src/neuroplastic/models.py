@@ -60,7 +60,7 @@ def load_base(
         raise NPTError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     source = resolve(spec)
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError) as e:
@@ -220,7 +220,7 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Loading a converted model takes a second; transformers' bars would end up among a command's own output."""
     from transformers.utils import logging
 

@@ -49,7 +49,8 @@ def merged(
     Ledger(model).set_active(chosen)
     model.to(getattr(torch, dtype))
     with staged(dest) as folder:
-        model.save_pretrained(folder)
+        with models.without_progress_bars():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         del model
         loaded, loaded_tokenizer = models.load_base(folder, dtype)
