@@ -70,6 +70,32 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     assert "San Francisco" in ws.ask(PROMPT, max_new_tokens=6)
 
 
+def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path) -> None:
+    from neuroplastic import export
+
+    ws.inject(FACT, name="to-export")
+    for made in (
+        export.peft(ws, tmp_path / "peft"),
+        export.merged(ws, tmp_path / "merged"),
+        export.gguf(ws, tmp_path / "g"),
+    ):
+        assert made.max_logit_error <= 1e-4
+        assert made.top1_agreement == 1.0
+    assert export.merged(ws, tmp_path / "half", dtype="bfloat16").top1_agreement == 1.0
+    ws.undo("to-export")
+    lora = export.import_lora(ws, tmp_path / "peft", name="lora")
+    assert "Madrid" in ws.ask(PROMPT, max_new_tokens=6)
+    ws.undo(lora.name)
+    assert ws.weights_hash() == ws.base.sha256
+
+
+def test_the_export_example_runs() -> None:
+    example = Path(__file__).parent.parent / "examples" / "export_and_load.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Madrid") == 4
+
+
 def test_generate_in_dynamic_mode_agrees_with_the_base(ws: npt.Workspace) -> None:
     prompt = "Once upon a time"
     assert ws.ask(prompt, "dynamic", 24) == ws.ask(prompt, "standard", 24)
