@@ -343,6 +343,7 @@ def test_a_wrong_export_is_noticed(
     monkeypatch.setattr(checkpoint, "Ledger", lambda model: Ledger(tiny("llama", vocab_size=len(ws.tokenizer))))
     with pytest.raises(npt.CheckFailed, match="was checked and is wrong: logits differ by up to"):
         export(ws, tmp_path / "out")
+    assert main(["export", str(ws.path), str(tmp_path / "out"), "--format", export.__name__]) == 1
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
     assert not (ws.path / "exports.jsonl").exists()
