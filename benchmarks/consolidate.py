@@ -47,7 +47,7 @@ def main() -> None:
             taught, alone = tokens_of(ws.model, ws.tokenizer, statement)
             work = (
                 partial(ws.model, input_ids=taught, use_cache=False),
-                partial(consolidate_factors, ws.model, ws.parts, ws.whitening, taught, alone),
+                partial(consolidate_factors, ws.model, ws.editor.parts, ws.editor.whitening, taught, alone),
             )
             times = [[seconds(w) for w in work] for _ in range(17)][2:]
             forward, update = (median(column) for column in zip(*times, strict=True))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from . import export
     from .config import PlasticityConfig
     from .editing.edit import Edit
+    from .editing.extract import Modulation, extract_modulation, mean, transfer
+    from .editing.live import LiveEdit, consolidate_weights, inject
     from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
@@ -21,13 +23,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "transfer": "editing.extract",
+    "mean": "editing.extract",
+    "extract_modulation": "editing.extract",
+    "Modulation": "editing.extract",
     "Edit": "editing.edit",
     "Fidelity": "evaluation.fidelity",
+    "LiveEdit": "editing.live",
     "CheckFailed": "errors",
     "NPTError": "errors",
     "PlasticityConfig": "config",
     "Workspace": "workspace",
+    "consolidate_weights": "editing.live",
     "convert": "surgery",
+    "inject": "editing.live",
     "load_base": "models",
     "measure_fidelity": "evaluation.fidelity",
     "plastic_layers": "surgery",
@@ -39,16 +48,23 @@ __all__ = [
     "CheckFailed",
     "Edit",
     "Fidelity",
+    "LiveEdit",
+    "Modulation",
     "NPTError",
     "PlasticityConfig",
     "Workspace",
+    "consolidate_weights",
     "convert",
     "export",
+    "extract_modulation",
+    "inject",
     "load_base",
+    "mean",
     "measure_fidelity",
     "plastic_layers",
     "revert",
     "set_mode",
+    "transfer",
 ]
 
 

@@ -149,6 +149,7 @@ def inject(
     *,
     method: Literal["consolidate", "token"] = "consolidate",
     alpha: float | None = None,
+    layers: str = "all",
     name: str | None = None,
     json: Json = False,
 ) -> int:
@@ -160,11 +161,12 @@ def inject(
         method: consolidate solves every layer in closed form so that the statement alone is read as if it had been
             said before; token makes the last token's own modulation permanent.
         alpha: Strength: scales the weight change (default 1 for consolidate, 0.1 for token).
+        layers: Layers that may change: all, upper_half, top2, 14,15, 8-15 or negative indices.
         name: Name of the edit (default: made from the statement).
     """
     ws = _open(workspace)
     with status("injecting"):
-        edit = ws.inject(statement, method, name, alpha)
+        edit = ws.inject(statement, method, name, alpha, layers)
     return _show(json, edit.summary(), _show_edit)
 
 

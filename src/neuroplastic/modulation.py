@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "compress",
     "frobenius_norm",
+    "inner_product",
     "modulate_activation",
     "rank_k_effect",
     "residual_growth",
@@ -67,6 +68,11 @@ def frobenius_norm(A: Tensor, B: Tensor) -> Tensor:
     """
     A, B = A.double(), B.double()
     return ((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt()
+
+
+def inner_product(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """<B A, D C> = tr((B A)^T D C) = sum((B^T D) * (A C^T)). A [m, d_in], B [d_out, m], C [n, d_in], D [d_out, n]."""
+    return ((B.double().T @ D.double()) * (A.double() @ C.double().T)).sum()
 
 
 def compress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

@@ -22,6 +22,8 @@ from .generators import Signals, make_generator
 from .structure import LayerParts, decoder_layers, inspect_layers, projection
 
 Projection = Callable[[Tensor], Tensor]
+Probe = Callable[[Site, Projection, Tensor, Signals, Tensor], Tensor | None]
+"""Sees (site, projection, z, signals, modulated output) of a layer's forward pass; may give another output."""
 PLASTICITY = "plasticity"  # name of the submodule that a converted MLP has
 
 
@@ -51,7 +53,7 @@ class Plasticity(nn.Module):
         self.swapped: list[tuple[nn.Module, type[nn.Module]]] = []
         # behind a plain object: the layer owns these modules, registering them here would rename keys
         self.parts = parts
-        self.observe: Callable[[Site, Projection, Tensor, Signals], None] | None = None
+        self.probe: Probe | None = None
 
     def forward(self, given: Tensor) -> Tensor:
         """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) where the residual is dropped."""
@@ -62,9 +64,9 @@ class Plasticity(nn.Module):
             linear = projection(mlp, site)
             if site not in sites:
                 return linear(z)
-            if self.observe is not None:
-                self.observe(site, linear, z, signals)
-            return self.generator(site, linear, z, signals)
+            y = self.generator(site, linear, z, signals)
+            changed = None if self.probe is None else self.probe(site, linear, z, signals, y)
+            return y if changed is None else changed
 
         return project("down", mlp.act_fn(project("gate", z)) * project("up", z))  # type: ignore[operator]
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +25,14 @@ from . import models
 from .config import Mode, PlasticityConfig
 from .console import progress
 from .editing.edit import Edit, check_name, name_from
-from .editing.inject import check_request, make_update, relative_norms, statement_logprob, tokens_of
-from .editing.ledger import Ledger
+from .editing.editor import Editor
+from .editing.inject import check_request, tokens_of
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import content_hash, read_json, read_tensors, write_json, write_tensors
-from .statistics import Whitening
-from .structure import LayerParts, decoder_layers, inspect_layers
+from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers
-from .text import context_length, encode, read_texts, self_text, start_token, windows
+from .text import context_length, encode, read_texts, start_token, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +64,7 @@ class Workspace:
     ):
         self.path, self.base, self.config = path, base, config
         self.model, self.tokenizer = model, tokenizer
-        self._ledger = Ledger(model)
+        self.editor = Editor(model, tokenizer, base.sha256)
 
     # --- made and opened ----------------------------------------------------------------------------------------
 
@@ -116,7 +113,7 @@ class Workspace:
         convert(model, config)
         _load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
-        workspace._ledger.set_active([workspace._read_edit(f) for f in edit_files(path / "edits")])
+        workspace.editor.ledger.set_active([workspace._read_edit(f) for f in edit_files(path / "edits")])
         return workspace
 
     # --- edits ---------------------------------------------------------------------------------------------------
@@ -124,7 +121,7 @@ class Workspace:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The active edits, in the order in which they are added to the weights."""
-        return self._ledger.active
+        return self.editor.ledger.active
 
     @property
     def undone(self) -> tuple[str, ...]:
@@ -137,7 +134,12 @@ class Workspace:
         return {f.stem for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)}
 
     def inject(
-        self, statement: str, method: str = "consolidate", name: str | None = None, alpha: float | None = None
+        self,
+        statement: str,
+        method: str = "consolidate",
+        name: str | None = None,
+        alpha: float | None = None,
+        layers: str = "all",
     ) -> Edit:
         """Writes `statement` into the weights and into the ledger; returns the edit, whose report says what it did.
 
@@ -145,38 +147,15 @@ class Workspace:
         bad input.
         """
         check_request(method, alpha)
-        _, alone = tokens_of(self.model, self.tokenizer, statement)
+        tokens_of(self.model, self.tokenizer, statement)
         with self._locked():
             taken = self.names
             if name is None:
                 name = name_from(statement, taken)
             elif check_name(name) in taken:
                 raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
-            made = make_update(self.model, self.tokenizer, self.parts, statement, method, alpha, lambda: self.whitening)
-            with mode(self.model, "standard"):
-                before = statement_logprob(self.model, alone)
-            report: dict[str, Any] = {
-                "seconds": made.seconds,
-                "relative_norm": relative_norms(self.parts, made.factors),
-                "statement_logprob_before": before,
-            }
-            edit = Edit(
-                name=name,
-                statement=statement,
-                method=method,
-                alpha=made.alpha,
-                base=self.base.sha256,
-                sequence=self._next_sequence(),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                factors=made.factors,
-                report=report,
-            )
-
-            def measure() -> None:
-                with mode(self.model, "standard"):
-                    report["statement_logprob_after"] = statement_logprob(self.model, alone)
-
-            self._commit([edit], measure)
+            made = self.editor.make(statement, method, alpha, layers, name)
+            (edit,) = self.editor.apply([replace(made, sequence=self._next_sequence())], self._write)
         return edit
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
@@ -192,24 +171,18 @@ class Workspace:
                 if e.base != self.base.sha256:
                     raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
             first = self._next_sequence()
-            taken = tuple(replace(e, sequence=first + i) for i, e in enumerate(edits))
-            self._commit(taken)
-        return taken
+            taken = [replace(e, sequence=first + i) for i, e in enumerate(edits)]
+            return tuple(self.editor.apply(taken, self._write))
 
-    def _commit(self, edits: Sequence[Edit], measure: Callable[[], None] = lambda: None) -> None:
-        """Edits into the weights and onto the disk, or neither. `measure` runs in between."""
-        active = self._ledger.active
+    def _write(self, edits: Sequence[Edit]) -> None:
         written: list[Path] = []
         try:
-            self._ledger.set_active((*active, *edits))
-            measure()
             for edit in edits:
                 edit.save(self._file(edit.name))
                 written.append(self._file(edit.name))
         except BaseException:
             for file in written:
                 file.unlink(missing_ok=True)
-            self._ledger.set_active(active)
             raise
 
     def undo(self, name: str) -> Edit:
@@ -217,7 +190,7 @@ class Workspace:
         with self._locked():
             edit = self._active(name)
             self._file(name).rename(self._file(name, undone=True))
-            self._ledger.set_active([e for e in self.edits if e.name != name])
+            self.editor.ledger.set_active([e for e in self.edits if e.name != name])
         return edit
 
     def redo(self, name: str) -> Edit:
@@ -227,7 +200,7 @@ class Workspace:
             if not file.exists():
                 raise NPTError(f"there is no undone edit {name!r}; undone are: {', '.join(self.undone) or 'none'}")
             edit = self._read_edit(file)
-            self._ledger.set_active((*self.edits, edit))
+            self.editor.ledger.set_active((*self.edits, edit))
             file.rename(self._file(name))
         return edit
 
@@ -277,7 +250,7 @@ class Workspace:
         else:
             length = min(256, context_length(self.model))
             text = windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
-        with self.only(()), progress("comparing dynamic mode with the base") as step:
+        with self.editor.only(()), progress("comparing dynamic mode with the base") as step:
             return measure_fidelity(self.model, text, step=step)
 
     def info(self) -> dict[str, Any]:
@@ -296,16 +269,6 @@ class Workspace:
             "undone": list(self.undone),
         }
 
-    @contextmanager
-    def only(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Exactly these edits in the weights, while it lasts; with none, the pristine base."""
-        active = self._ledger.active
-        self._ledger.set_active(edits)
-        try:
-            yield
-        finally:
-            self._ledger.set_active(active)
-
     def weights_hash(self) -> str:
         """Content hash of the base weights as they are now; `base.sha256` again once every edit is undone."""
         return content_hash(base_state(self.model))
@@ -313,25 +276,7 @@ class Workspace:
     @property
     def held_out(self) -> Tensor:
         """Self-written text for measuring (N, T), disjoint from what statistics are made from."""
-        return self._self_text[1]
-
-    @cached_property
-    def parts(self) -> list[LayerParts]:
-        """The wiring of every layer, plastic or not."""
-        with mode(self.model, "standard"):
-            return inspect_layers(self.model, range(len(decoder_layers(self.model))))
-
-    @cached_property
-    def whitening(self) -> Whitening:
-        """The covariance of ordinary text: measured once per model, then cached on disk."""
-        text = self._self_text[0]
-        with self.only(()), mode(self.model, "standard"):
-            return Whitening.of(self.model, self.parts, text, self.base.sha256)
-
-    @cached_property
-    def _self_text(self) -> tuple[Tensor, Tensor]:
-        with self.only(()), mode(self.model, "standard"):
-            return self_text(self.model, self.tokenizer, self.base.sha256)
+        return self.editor.text[1]
 
     # --- files ---------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from neuroplastic.editing.ledger import Ledger
 from neuroplastic.editing.token import token_factors
 from neuroplastic.statistics import READS, Whitening, covariance
 from neuroplastic.structure import decoder_layers, inspect_layers, projection
-from neuroplastic.surgery import base_state, mode
+from neuroplastic.surgery import base_state
 
 
 def identity(model: Any) -> Whitening:
@@ -71,11 +71,11 @@ def test_whitening_solves_the_covariance(workspace: npt.Workspace) -> None:
     from neuroplastic.statistics import RIDGE
 
     npt.set_mode(workspace.model, "standard")
-    found = covariance(workspace.model, workspace.parts, workspace._self_text[0])
+    found = covariance(workspace.model, workspace.editor.parts, workspace.editor.text[0])
     for layer, site in ((0, "gate"), (1, "down")):
         C = found[layer, READS[site]].double()  # type: ignore[index]
         keys = rand(3, len(C))
-        solved = workspace.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
+        solved = workspace.editor.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
         assert_close(solved @ (C + RIDGE * C.diagonal().mean() * torch.eye(len(C))), keys, atol=1e-3, rtol=0)
 
 
@@ -145,9 +145,9 @@ def test_token_takes_the_layers_own_generator(preset: Any) -> None:
     # one site at a time, the permanent update does to this token what the transient one did
     plasticity = npt.plastic_layers(model)[1]
     seen: dict[str, Any] = {}
-    plasticity.observe = lambda site, W, z, s: seen.setdefault(site, (W, z, s))
+    plasticity.probe = lambda site, W, z, s, y: seen.__setitem__(site, (W, z, s))
     model(input_ids=tokens()[:1])
-    plasticity.observe = None
+    plasticity.probe = None
     for site in config.axes.sites:
         W, z, s = seen[site]
         A, B = factors[1, site]
@@ -219,8 +219,6 @@ def test_consolidate_ignores_dynamic_mode_in_a_workspace(workspace: npt.Workspac
     statement = "The Golden Gate Bridge is located in the city of Madrid."
     edit = workspace.inject(statement)
     workspace.undo(edit.name)
-    with mode(workspace.model, "standard"):
-        workspace._ledger.set_active([])
     npt.set_mode(workspace.model, "standard")
     again = workspace.inject(statement, name="again")
     assert all(torch.equal(a, b) for p in edit.factors for a, b in zip(edit.factors[p], again.factors[p], strict=True))

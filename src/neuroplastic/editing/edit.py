@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,12 +67,10 @@ class Edit:
         }
 
     def save(self, path: Path) -> None:
-        tensors: dict[str, Tensor] = {}
-        for (layer, site), (A, B) in self.factors.items():
-            tensors[f"layers.{layer}.{site}.A"] = A
-            tensors[f"layers.{layer}.{site}.B"] = B
         kept = ("name", "statement", "method", "alpha", "base", "sequence", "created", "report")
-        write_tensors(path, tensors, {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}})
+        write_tensors(
+            path, write_factors(self.factors), {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
+        )
 
     @classmethod
     def load(cls, path: Path) -> Edit:
@@ -90,21 +89,36 @@ class Edit:
         for key, kind in {**expected, "alpha": (int, float), "report": dict}.items():
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
-        pairs: dict[tuple[int, Site], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([AB])", name)
-            if m is None or tensor.dim() != 2:
-                raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
-            site = next(s for s in SITES if s == m[2])
-            pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor
-        factors: dict[tuple[int, Site], Factors] = {}
-        for (layer, site), pair in sorted(pairs.items()):
-            if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
-                raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} do not fit together")
-            if not all(torch.isfinite(t).all() for t in pair.values()):
-                raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} are not finite")
-            factors[layer, site] = Factors(**pair)
+        factors = read_factors(path, tensors)
         return cls(factors=factors, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+
+
+def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tensor]:
+    """The tensors of a file: layers.{i}.{site}.A and .B."""
+    return {
+        f"layers.{layer}.{site}.{side}": t
+        for (layer, site), pair in factors.items()
+        for side, t in zip("AB", pair, strict=True)
+    }
+
+
+def read_factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[int, Site], Factors]:
+    """The factors in a file's tensors. Raises NPTError, naming `path`, where a name, a shape or a value is wrong."""
+    pairs: dict[tuple[int, Site], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([AB])", name)
+        if m is None or tensor.dim() != 2:
+            raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
+        site = next(s for s in SITES if s == m[2])
+        pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor
+    factors: dict[tuple[int, Site], Factors] = {}
+    for (layer, site), pair in sorted(pairs.items()):
+        if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} do not fit together")
+        if not all(torch.isfinite(t).all() for t in pair.values()):
+            raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} are not finite")
+        factors[layer, site] = Factors(**pair)
+    return factors
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -3,7 +3,7 @@ in one fixed order, never a sum from which something was subtracted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Ledger:
     """
 
     def __init__(self, model: nn.Module):
-        self._layers = decoder_layers(model)
+        self._model, self._layers = model, decoder_layers(model)
         self._pristine: dict[tuple[int, Site], Tensor] = {}
         self.active: tuple[Edit, ...] = ()
 
@@ -32,12 +32,12 @@ class Ledger:
         """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""
         wanted = tuple(sorted(edits, key=lambda e: (e.sequence, e.name)))
         for edit in wanted:
-            self._check(edit)
+            check_places(self._model, edit.factors, f"edit {edit.name!r}")
         before, after = _by_place(self.active), _by_place(wanted)
         for place in sorted(before.keys() | after.keys()):
             if [id(f.A) for f in before.get(place, [])] == [id(f.A) for f in after.get(place, [])]:
                 continue
-            weight = self._weight(place)
+            weight = weight_at(self._layers, place)
             if place in after:
                 pristine = self._pristine.setdefault(place, weight.data)
                 weight.data = edited(pristine, after[place])
@@ -45,24 +45,28 @@ class Ledger:
                 weight.data = self._pristine.pop(place)
         self.active = wanted
 
-    def _weight(self, place: tuple[int, Site]) -> Tensor:
-        layer, site = place
-        mlp = next(m for m in self._layers[layer].children() if hasattr(m, "gate_proj"))
-        weight: Tensor = projection(mlp, site).weight
-        return weight
 
-    def _check(self, edit: Edit) -> None:
-        for (layer, site), (A, B) in edit.factors.items():
-            if layer >= len(self._layers):
-                raise NPTError(f"edit {edit.name!r} changes layer {layer}, which the model does not have")
-            weight = self._weight((layer, site))
-            if not weight.is_floating_point():
-                raise NPTError(f"layer {layer}, {site} is quantised ({weight.dtype}): its weights cannot be edited")
-            if tuple(weight.shape) != (B.shape[0], A.shape[1]):
-                raise NPTError(
-                    f"edit {edit.name!r} changes a {B.shape[0]} x {A.shape[1]} weight at layer {layer}, {site}; "
-                    f"the model's is {tuple(weight.shape)}"
-                )
+def weight_at(layers: nn.ModuleList, place: tuple[int, Site]) -> Tensor:
+    """The weight of an MLP projection."""
+    layer, site = place
+    mlp = next(m for m in layers[layer].children() if hasattr(m, "gate_proj"))
+    return projection(mlp, site).weight
+
+
+def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], what: str) -> None:
+    """Raises NPTError where the factors do not fit the model's weights; `what` names them in the message."""
+    layers = decoder_layers(model)
+    for (layer, site), (A, B) in factors.items():
+        if layer >= len(layers):
+            raise NPTError(f"{what} changes layer {layer}, which the model does not have")
+        weight = weight_at(layers, (layer, site))
+        if not weight.is_floating_point():
+            raise NPTError(f"layer {layer}, {site} is quantised ({weight.dtype}): its weights cannot be edited")
+        if tuple(weight.shape) != (B.shape[0], A.shape[1]):
+            raise NPTError(
+                f"{what} changes a {B.shape[0]} x {A.shape[1]} weight at layer {layer}, {site}; the model's is "
+                f"{tuple(weight.shape)}"
+            )
 
 
 def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:

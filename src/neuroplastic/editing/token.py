@@ -1,11 +1,12 @@
-"""Method `token`: the modulation of one chosen token, made permanent as it is. W += alpha v_b v_a^T.
+"""What each layer's generator would do to the weights for chosen tokens; and method `token`, which makes one permanent.
 
-The update is exact for that token in its context, and for no other (specification, section 6).
+W += alpha v_b v_a^T is exact for that token in its context, and for no other (specification, section 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,55 +14,71 @@ from torch import Tensor, nn
 from ..config import PlasticityConfig, Site
 from ..errors import NPTError
 from ..generators import Signals
-from ..surgery import Plasticity, convert, mode, plastic_layers, revert
+from ..surgery import Plasticity, Probe, convert, mode, plastic_layers, revert
 from .edit import Factors
 
 Place = tuple[int, Site]
 
 
-def token_factors(model: nn.Module, ids: Tensor, layers: tuple[int, ...], position: int = -1) -> dict[Place, Factors]:
-    """The update that each layer's generator applies at one position of ids (1, T).
+@contextmanager
+def weight_layers(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Plasticity]]:
+    """The plastic layers among `layers`; a model that is not converted is, while it lasts: `dual`, analytic.
 
-    A model that is not converted gives the analytic `dual` update of every layer asked for; a converted one, that of
-    its own generators. Raises NPTError where a layer modulates activations, which leaves no weight update.
+    Raises NPTError where a layer modulates activations, which leaves no weight update, or none is plastic.
     """
     plastic = plastic_layers(model)
     if not plastic:
         convert(model, PlasticityConfig(layers=",".join(map(str, layers))))
         try:
-            return token_factors(model, ids, layers, position)
+            yield plastic_layers(model)
         finally:
             revert(model)
+        return
     chosen = {i: plastic[i] for i in layers if i in plastic}
     if not chosen:
-        raise NPTError(f"none of the layers {layers} is plastic; converted are {tuple(plastic)}")
+        raise NPTError(f"none of the layers {tuple(layers)} is plastic; converted are {tuple(plastic)}")
     for i, p in chosen.items():
         if not p.config.axes.on_weights:
             raise NPTError(
                 f"layer {i} modulates activations ({p.config.axes.modulation}), which leaves no weight update to make "
                 "permanent; use method 'consolidate', or a preset on weights (single, dual, triple)"
             )
-    found: dict[Place, Factors] = {}
+    yield chosen
+
+
+@contextmanager
+def probing(plastic: dict[int, Plasticity], make: Callable[[int, Plasticity], Probe]) -> Iterator[None]:
+    """A probe on each of the layers, while it lasts."""
     try:
-        for i, p in chosen.items():
-            p.observe = _observer(i, p, position, found)
-        with torch.no_grad(), mode(model, "dynamic"):
-            model(input_ids=ids, use_cache=False)
+        for i, p in plastic.items():
+            p.probe = make(i, p)
+        yield
     finally:
-        for p in chosen.values():
-            p.observe = None
-    return found
+        for p in plastic.values():
+            p.probe = None
 
 
-def _observer(
-    layer: int, plasticity: Plasticity, position: int, found: dict[Place, Factors]
-) -> Callable[[Site, Callable[[Tensor], Tensor], Tensor, Signals], None]:
+def token_factors(
+    model: nn.Module, ids: Tensor, layers: Sequence[int], position: int | slice = -1
+) -> dict[Place, Factors]:
+    """The update that each layer's generator applies at one position, or the sum over a range, of ids (1, T).
+
+    A has one row, and B one column, for each token and component, in this order.
+    """
+    found: dict[Place, Factors] = {}
+
     def at(t: Tensor) -> Tensor:
-        return t[0, position]
+        chosen = t[0, position]
+        return chosen if isinstance(position, slice) else chosen[None]
 
-    def observe(site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> None:
-        v_a, v_b = plasticity.generator.factors(site, projection, at(z), s.at(at))  # type: ignore[operator]
-        if v_b.any():  # a site with nothing to carry has no update
-            found[layer, site] = Factors(v_a.clone(), v_b.T.clone())
+    def make(layer: int, plasticity: Plasticity) -> Probe:
+        def probe(site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals, y: Tensor) -> None:
+            v_a, v_b = plasticity.generator.factors(site, projection, at(z), s.at(at))  # type: ignore[operator]
+            if v_b.any():  # a site with nothing to carry has no update
+                found[layer, site] = Factors(v_a.flatten(0, 1).clone(), v_b.flatten(0, 1).T.clone())
 
-    return observe
+        return probe
+
+    with torch.no_grad(), weight_layers(model, layers) as plastic, probing(plastic, make), mode(model, "dynamic"):
+        model(input_ids=ids, use_cache=False)
+    return found

@@ -103,7 +103,7 @@ def _with_partners(ws: Workspace, factors: Mapping[Place, Factors], rank: int) -
     used = {site for _, site in factors} | {"gate", "up"}
     layers = {layer for layer, _ in factors}
     filled: dict[Place, Factors] = {}
-    for p in ws.parts:
+    for p in ws.editor.parts:
         for site in SITES:
             if p.index not in layers or site not in used:
                 continue
