@@ -53,13 +53,13 @@ def test_inject_and_undo_in_any_order(plain: tuple[Any, Any], converted: bool) -
 def test_bad_input_changes_nothing(plain: tuple[Any, Any]) -> None:
     model, tokenizer = plain
     before = weights(model)
-    arguments: dict[str, Any]
-    for arguments, cause in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"statement": ""}, "the statement is empty"),
         ({"statement": FACT, "method": "magic"}, "method must be one of"),
         ({"statement": FACT, "alpha": float("inf")}, "alpha must be a finite number"),
         ({"statement": FACT, "layers": "7"}, "layer 7 is out of range"),
-    ]:
+    ]
+    for arguments, cause in cases:
         with pytest.raises(npt.NPTError, match=cause):
             npt.inject(model, tokenizer, **arguments)
     assert weights(model) == before

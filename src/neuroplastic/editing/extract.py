@@ -1,7 +1,7 @@
 """Modulations as objects: read off a context, calculated with, kept in files, and applied to other prompts.
 
-A modulation is a weight change dW = B A per layer and site. Everything here is linear in dW: adding concatenates factors,
-scaling scales B. (Scaling or adding v_a and v_b separately would not be: negation would do nothing.)
+A modulation is a weight change dW = B A per layer and site. Everything here is linear in dW: adding concatenates
+factors, scaling scales B. (Scaling or adding v_a and v_b separately would not be: negation would do nothing.)
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Modulation:
         return self + -other
 
     def dense(self, layer: int, site: Site) -> Tensor:
-        """dW itself [d_out, d_in]; zero-sized factors aside, for looking at, never for computing with."""
+        """dW itself [d_out, d_in], for looking at; nothing here computes with it."""
         A, B = self.factors[layer, site]
         return B @ A
 
@@ -131,9 +131,9 @@ def extract_modulation(
 ) -> Modulation:
     """What reading `context` does to the weights at one of its tokens, or the sum over a range (slice(None) for all).
 
-    Positions count the context's own tokens, without the start token in front of them. From the generators of a converted
-    model, and the analytic `dual` update of one that is not. Raises NPTError for an empty context, one that is too long,
-    and a position that it does not have.
+    Positions count the context's own tokens, without the start token in front of them. From the generators of a
+    converted model, and the analytic `dual` update of one that is not. Raises NPTError for an empty context, one that
+    is too long, and a position that it does not have.
     """
     ids = _ids(model, tokenizer, context)
     n = ids.shape[1] - 1
@@ -173,8 +173,8 @@ def transfer(
     """Applies a modulation while `prompt` is read, at one of its tokens or a range; touches no weight.
 
     `add` puts it on top of the token's own modulation, `replace` in its place, `blend` mixes the two,
-    (1 - weight) own + weight given. Reported are the first token of each word in `track`, and the `top` likeliest before
-    and after. Raises NPTError for bad input and for a modulation of another model.
+    (1 - weight) own + weight given. Reported are the first token of each word in `track`, and the `top` likeliest
+    before and after. Raises NPTError for bad input and for a modulation of another model.
     """
     if how not in get_args(How):
         raise NPTError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
@@ -204,7 +204,8 @@ def transfer(
         with probing(plastic, make):
             after = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
     tracked = [encode(tokenizer, word)[0] for word in track]
-    shown = dict.fromkeys([*tracked, *before.topk(top).indices.tolist(), *after.topk(top).indices.tolist()])
+    likeliest = (p.topk(min(top, len(p))).indices.tolist() for p in (before, after))
+    shown = dict.fromkeys([*tracked, *(t for found in likeliest for t in found)])
     return Transfer(
         [str(tokenizer.decode([t])) for t in shown], [before[t].item() for t in shown], [after[t].item() for t in shown]
     )
