@@ -158,10 +158,10 @@ def next_token(model: Any, text: str) -> Tensor:
 
 
 def test_transfer_everywhere_is_the_permanent_edit() -> None:
-    """`add` at every position but the start token's is what the same dW in the weights does, there too where it does
-    nothing: with the generator's own update untouched (low rank, whose update does not depend on the weights)."""
+    """In the last layer, `add` at every token is what the same dW in the weights does: the start token, which is left
+    out, can no longer reach the others. The generator is low rank, so its own update does not depend on the weights."""
     model = model_of(npt.PlasticityConfig(generator="low_rank", np_rank=4, layers="1"))
-    given = npt.extract_modulation(model, TOKENIZER, CONTEXT) * 20
+    given = npt.extract_modulation(model, TOKENIZER, CONTEXT) * 5000
     result = npt.transfer(model, TOKENIZER, PROMPT, given, "add", position=slice(None), top=400)
     ledger = Ledger(model)
     before = next_token(model, PROMPT)
