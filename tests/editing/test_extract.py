@@ -168,9 +168,10 @@ def test_transfer_everywhere_is_the_permanent_edit() -> None:
     ledger.set_active([npt.Edit("e", "", "token", 1.0, "", 1, "", given.factors)])
     after = next_token(model, PROMPT)
     assert (after - before).abs().max() > 1e-4
-    found = dict(zip(result.tokens, result.after, strict=True))
-    for token in after.topk(5).indices.tolist():
-        assert found[TOKENIZER.decode([token])] == pytest.approx(after[token].item(), rel=1e-6)
+    assert len(result.tokens) == len(after)  # the likeliest first, of before
+    assert_close(
+        torch.tensor(result.after, dtype=torch.float64), after[before.topk(len(before)).indices], rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("config", [None, npt.PlasticityConfig(preset="triple")])
