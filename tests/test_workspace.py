@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +201,7 @@ def test_inject_reports_saves_and_is_undone_bit_for_bit(workspace: npt.Workspace
 def test_consolidate_teaches_the_statement(workspace: npt.Workspace) -> None:
     """A random model knows nothing of language, but what it saw once more it makes likelier or not: the student's own
     log-probability of the statement moves to the teacher's."""
-    from neuroplastic.editing.inject import statement_logprob, tokens_of
+    from neuroplastic.editing.inject import tokens_of
     from neuroplastic.surgery import mode
 
     taught, alone = tokens_of(workspace.model, workspace.tokenizer, FACT)
@@ -210,7 +215,10 @@ def test_consolidate_teaches_the_statement(workspace: npt.Workspace) -> None:
     wanted, before = last(taught), last(alone)
     edit = workspace.inject(FACT)
     assert (last(alone) - wanted).norm() < 0.2 * (before - wanted).norm()
-    assert edit.report["statement_logprob_after"] == pytest.approx(statement_logprob(workspace.model, alone), abs=1e-4)
+    with torch.no_grad(), mode(workspace.model, "standard"):
+        said = workspace.model(input_ids=alone).logits[0, :-1].log_softmax(-1)
+    mean = said[torch.arange(n), alone[0, 1:]].mean().item()
+    assert edit.report["statement_logprob_after"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_alpha_scales_the_change(workspace: npt.Workspace) -> None:
@@ -267,8 +275,9 @@ def test_names_are_made_from_statements(workspace: npt.Workspace) -> None:
     assert [e.name for e in list_edits(workspace.path)[0]] == [names[1], names[0]]
 
 
-def test_foreign_and_damaged_edits_are_refused(workspace: npt.Workspace) -> None:
-    workspace.inject(FACT, name="bridge")
+def test_foreign_and_damaged_edits_are_named_and_the_others_load(workspace: npt.Workspace) -> None:
+    good_one = workspace.inject(OTHER, name="sushi")
+    edit = workspace.inject(FACT, name="bridge")
     file = workspace.path / "edits" / "bridge.safetensors"
     good = file.read_bytes()
     tensors, metadata = read_tensors(file)
@@ -277,29 +286,112 @@ def test_foreign_and_damaged_edits_are_refused(workspace: npt.Workspace) -> None
     def write(t: dict[str, torch.Tensor], m: dict[str, Any]) -> None:
         write_tensors(file, t, m)
 
-    for spoil, cause in [
+    moved = {(layer + 6, site): f for (layer, site), f in edit.factors.items()}
+    cases: list[tuple[Callable[[], object], str]] = [
         (lambda: file.write_bytes(good[:-7]), "bridge.safetensors is damaged"),
         (lambda: file.write_bytes(b"no"), "bridge.safetensors is damaged"),
-        (lambda: write(tensors, {**metadata, "base": "0" * 64}), "is an edit of another base model"),
-        (lambda: write(tensors, {**metadata, "name": "other"}), "holds the edit 'other'"),
         (lambda: write(tensors, {**metadata, "kind": "generator"}), "is not an edit of format 1"),
-        (
-            lambda: write(tensors, {k: v for k, v in metadata.items() if k != "statement"}),
-            "its statement is missing",
-        ),
+        (lambda: write(tensors, {k: v for k, v in metadata.items() if k != "statement"}), "its statement is missing"),
         (lambda: write({**tensors, "x": torch.zeros(1)}, metadata), "unexpected tensor 'x'"),
         (lambda: write({n: t for n, t in tensors.items() if n != some}, metadata), "do not fit together"),
         (lambda: write({**tensors, some: tensors[some] * torch.nan}, metadata), "are not finite"),
-        (
-            lambda: write({n.replace("layers.1", "layers.7"): t for n, t in tensors.items()}, metadata),
-            "layer 7",
-        ),
-    ]:
+        (lambda: write({**tensors, some: tensors[some] * 2}, metadata), "was changed after it was written"),
+        (lambda: write(tensors, {**metadata, "statement": "Another."}), "was changed after it was written"),
+        (lambda: replace(edit, base="0" * 64).save(file), "is an edit of another base model"),
+        (lambda: replace(edit, name="other").save(file), "holds the edit 'other'"),
+        (lambda: replace(edit, factors=moved).save(file), "changes layer 6, which the model does not have"),
+    ]
+    for spoil, cause in cases:
         spoil()
-        with pytest.raises(npt.NPTError, match=cause):
-            npt.Workspace.open(workspace.path)
+        opened = npt.Workspace.open(workspace.path)
+        assert cause in opened.refused["bridge"]
+        assert [e.name for e in opened.edits] == ["sushi"]
+        assert not opened.verify().ok
+        with pytest.raises(npt.NPTError, match="there is an edit named 'bridge' already"):
+            opened.inject(FACT, name="bridge", method="token")
     file.write_bytes(good)
-    assert [e.name for e in npt.Workspace.open(workspace.path).edits] == ["bridge"]
+    opened = npt.Workspace.open(workspace.path)
+    assert [e.name for e in opened.edits] == [good_one.name, "bridge"]
+    assert opened.verify().ok
+
+
+def test_verify_asks_every_fact_again(workspace: npt.Workspace) -> None:
+    edit = workspace.inject(FACT, name="bridge")
+    found = workspace.verify()
+    assert (found.ok, found.base_unchanged, found.weights_exact) == (True, True, True)
+    (fact,) = found.facts
+    assert (fact.name, fact.answer) == ("bridge", "Madrid")
+    assert fact.answer_probability == pytest.approx(edit.report["answer_probability_after"], rel=1e-4)
+    with torch.no_grad():
+        next(p for n, p in workspace.model.named_parameters() if "up_proj" in n)[0, 0] += 1e-3
+    assert not workspace.verify().weights_exact
+
+
+def test_too_much_drift_is_refused_and_leaves_nothing(workspace: npt.Workspace) -> None:
+    before, weights = snapshot(workspace.path), workspace.weights_hash()
+    with pytest.raises(npt.CheckFailed, match="perplexity on ordinary text would rise by"):
+        workspace.inject(FACT, max_drift=-0.99)
+    assert (snapshot(workspace.path), workspace.weights_hash()) == (before, weights)
+    with pytest.raises(npt.NPTError, match="max_drift must be a finite number"):
+        workspace.inject(FACT, max_drift=float("nan"))
+    edit = workspace.inject(FACT, max_drift=100.0)
+    assert abs(edit.report["perplexity_drift"]) < 1
+
+
+def test_a_contradiction_is_noticed(workspace: npt.Workspace) -> None:
+    workspace.inject(FACT, name="madrid")
+    workspace.inject(OTHER, name="sushi")
+    other = workspace.inject("The Golden Gate Bridge is located in the city of  Oslo!", name="oslo")
+    assert other.report["contradicts"] == ["madrid"]
+    assert workspace.inject(FACT, name="again").report["contradicts"] == ["oslo"]
+    workspace.undo("oslo")
+    assert workspace.inject(FACT, name="and-again").report["contradicts"] == []
+
+
+INJECT = """
+import sys
+import neuroplastic as npt
+npt.text.SELF_TEXTS, npt.text.SELF_LENGTH, npt.text.HELD_OUT = 12, 24, 4
+ws = npt.Workspace.open(sys.argv[1])
+print("open", flush=True)
+for i in range(int(sys.argv[3])):
+    ws.inject(f"The fox number {i} is lazy.", method="token", name=f"{sys.argv[2]}-{i}")
+"""
+
+
+def injecting(ws: npt.Workspace, tag: str, count: int) -> subprocess.Popen[str]:
+    code = INJECT.replace("import neuroplastic as npt\n", "import neuroplastic as npt, neuroplastic.text\n")
+    command = [sys.executable, "-c", code, str(ws.path), tag, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_inject_at_once(workspace: npt.Workspace) -> None:
+    both = [injecting(workspace, tag, 6) for tag in ("a", "b")]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    opened = npt.Workspace.open(workspace.path)
+    assert {e.name for e in opened.edits} == {f"{tag}-{i}" for tag in "ab" for i in range(6)}
+    assert sorted(e.sequence for e in opened.edits) == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.05, 0.3])
+def test_a_killed_process_leaves_whole_edits_only(workspace: npt.Workspace, delay: float) -> None:
+    process = injecting(workspace, "k", 10_000)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    opened = npt.Workspace.open(workspace.path)
+    assert opened.refused == {}
+    assert [e.name for e in opened.edits] == [f"k-{i}" for i in range(len(opened.edits))]
+    opened.inject(FACT, name="after")
+    for edit in opened.edits:
+        opened.undo(edit.name)
+    assert opened.weights_hash() == opened.base.sha256
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -151,6 +151,7 @@ def inject(
     alpha: float | None = None,
     layers: str = "all",
     name: str | None = None,
+    max_drift: float | None = None,
     json: Json = False,
 ) -> int:
     """Write STATEMENT into the weights: no context to pay for, exactly undoable.
@@ -163,10 +164,12 @@ def inject(
         alpha: Strength: scales the weight change (default 1 for consolidate, 0.1 for token).
         layers: Layers that may change: all, upper_half, top2, 14,15, 8-15 or negative indices.
         name: Name of the edit (default: made from the statement).
+        max_drift: Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this
+            (0.05 is 5 percent).
     """
     ws = _open(workspace)
     with status("injecting"):
-        edit = ws.inject(statement, method, name, alpha, layers)
+        edit = ws.inject(statement, method, name, alpha, layers, max_drift)
     return _show(json, edit.summary(), _show_edit)
 
 
@@ -178,6 +181,34 @@ def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
     active, undone = list_edits(workspace)
     result = {"edits": [e.summary() for e in active], "undone": [e.summary() for e in undone]}
     return _show(json, result, _show_edits)
+
+
+@app.command
+def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
+    """One edit in full: what it was told, what it changed and by how much. No model is loaded."""
+    from .workspace import list_edits
+
+    active, undone = list_edits(workspace)
+    for state, listed in (("active", active), ("undone", undone)):
+        for edit in listed:
+            if edit.name == name:
+                return _show(json, {**edit.summary(), "state": state}, _show_one_edit)
+    known = ", ".join(e.name for e in (*active, *undone)) or "none"
+    raise NPTError(f"there is no edit {name!r}; there are: {known}")
+
+
+@app.command
+def verify(workspace: WorkspaceArg, *, json: Json = False) -> int:
+    """Recompute the weights from the pristine base, compare hashes, and ask every active edit again.
+
+    Exits with 1 where the base or the weights are not what they should be, or an edit file cannot be read. A fact that
+    no longer holds beside the others is shown, and is no failure of the ledger.
+    """
+    result = _open(workspace).verify()
+    facts = [vars(f) for f in result.facts]
+    shown = {"base_unchanged": result.base_unchanged, "weights_exact": result.weights_exact, "facts": facts}
+    _show(json, {"ok": result.ok, **shown, "refused": result.refused}, _show_verification)
+    return 0 if result.ok else 1
 
 
 @app.command
@@ -372,8 +403,45 @@ def _show_edit(console: Console, r: dict[str, Any]) -> None:
     )
     before, after = r["statement_logprob_before"], r["statement_logprob_after"]
     console.print(f"log-probability of the statement, nats per token: {before:.2f} before, {after:.2f} after")
+    p = (r["answer_probability_before"], r["answer_probability_after"])
+    console.print(
+        f"probability of its last word, {r['answer']!r}: {p[0]:.1%} before, {p[1]:.1%} after", highlight=False
+    )
+    if "perplexity_drift" in r:
+        console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.1%}", highlight=False)
+    if r["contradicts"]:
+        console.print(f"[yellow]contradicts[/yellow] the active edit {', '.join(r['contradicts'])}", highlight=False)
     largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
     console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
+
+
+def _show_one_edit(console: Console, r: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=r["name"], show_header=False, title_justify="left")
+    for key in ("state", "statement", "method", "alpha", "created", "norm"):
+        table.add_row(key, escape(f"{r[key]:.4g}" if isinstance(r[key], float) else str(r[key])))
+    for key in ("statement_logprob", "answer_probability"):
+        if f"{key}_before" in r:
+            table.add_row(key, f"{r[f'{key}_before']:.3g} before, {r[f'{key}_after']:.3g} after")
+    for layer, sites in r.get("relative_norm", {}).items():
+        table.add_row(f"layer {layer}, |dW|/|W|", ", ".join(f"{site} {v:.2%}" for site, v in sites.items()))
+    console.print(table)
+
+
+def _show_verification(console: Console, r: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for claim, key in (("the base model is unchanged", "base_unchanged"), ("the weights are exact", "weights_exact")):
+        console.print(f"{'[green]yes[/green]' if r[key] else '[red]NO[/red] '} {claim}")
+    for name, why in r["refused"].items():
+        console.print(f"[red]{name}[/red]: {why}", highlight=False)
+    if r["facts"]:
+        table = Table("edit", "last word", "still holds", "probability")
+        for f in r["facts"]:
+            table.add_row(f["name"], f["answer"], "yes" if f["holds"] else "no", f"{f['answer_probability']:.1%}")
+        console.print(table)
 
 
 def _show_export(console: Console, r: dict[str, Any]) -> None:

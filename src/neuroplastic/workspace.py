@@ -11,6 +11,7 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from . import models
 from .config import Mode, PlasticityConfig
-from .console import progress
+from .console import note, progress
 from .editing.edit import Edit, check_name, name_from
 from .editing.editor import Editor
 from .editing.inject import check_request, tokens_of
+from .editing.ledger import Ledger, check_places
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import content_hash, read_json, read_tensors, write_json, write_tensors
@@ -51,6 +53,33 @@ class BaseReference:
     """content hash of its weights, see files.content_hash"""
 
 
+@dataclass(frozen=True)
+class Fact:
+    """One active edit, asked again: its statement's last word behind all that comes before it."""
+
+    name: str
+    answer: str
+    holds: bool
+    answer_probability: float
+    statement_logprob: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether the weights are what they should be, and which facts still hold beside the others."""
+
+    base_unchanged: bool
+    weights_exact: bool
+    """pristine base plus active edits, recomputed, are bit for bit the weights in memory"""
+    facts: list[Fact]
+    refused: dict[str, str]
+    """edit files that could not be read, and why"""
+
+    @property
+    def ok(self) -> bool:
+        return self.base_unchanged and self.weights_exact and not self.refused
+
+
 class Workspace:
     """A plastic model with its generators and its edits. Make one with `create`, or `open` one."""
 
@@ -65,6 +94,8 @@ class Workspace:
         self.path, self.base, self.config = path, base, config
         self.model, self.tokenizer = model, tokenizer
         self.editor = Editor(model, tokenizer, base.sha256)
+        self.refused: dict[str, str] = {}
+        """edit files that could not be read when the workspace was opened, and why; the others are active"""
 
     # --- made and opened ----------------------------------------------------------------------------------------
 
@@ -113,7 +144,16 @@ class Workspace:
         convert(model, config)
         _load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
-        workspace.editor.ledger.set_active([workspace._read_edit(f) for f in edit_files(path / "edits")])
+        readable = []
+        for file in edit_files(path / "edits"):
+            try:
+                edit = workspace._read_edit(file)
+                check_places(model, edit.factors, f"edit {edit.name!r}")
+                readable.append(edit)
+            except NPTError as e:
+                workspace.refused[file.stem] = str(e)
+                note(f"npt: this edit is left out: {e}")
+        workspace.editor.ledger.set_active(readable)
         return workspace
 
     # --- edits ---------------------------------------------------------------------------------------------------
@@ -140,13 +180,16 @@ class Workspace:
         name: str | None = None,
         alpha: float | None = None,
         layers: str = "all",
+        max_drift: float | None = None,
     ) -> Edit:
         """Writes `statement` into the weights and into the ledger; returns the edit, whose report says what it did.
 
         alpha scales dW (1 for consolidate and 0.1 for token where None). Raises NPTError, with nothing changed, for
-        bad input.
+        bad input, and CheckFailed, likewise, where perplexity on ordinary text would rise by more than `max_drift`.
         """
         check_request(method, alpha)
+        if max_drift is not None and not math.isfinite(max_drift):
+            raise NPTError(f"max_drift must be a finite number, such as 0.05 for 5 %, not {max_drift}")
         tokens_of(self.model, self.tokenizer, statement)
         with self._locked():
             taken = self.names
@@ -155,7 +198,7 @@ class Workspace:
             elif check_name(name) in taken:
                 raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
             made = self.editor.make(statement, method, alpha, layers, name)
-            (edit,) = self.editor.apply([replace(made, sequence=self._next_sequence())], self._write)
+            (edit,) = self.editor.apply([replace(made, sequence=self._next_sequence())], self._write, max_drift)
         return edit
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
@@ -184,6 +227,23 @@ class Workspace:
             for file in written:
                 file.unlink(missing_ok=True)
             raise
+
+    def verify(self) -> Verification:
+        """Recomputes the weights from the base as it is on disk, compares hashes, and asks every active edit again."""
+        model, _ = models.load_base(self.base.spec, self.base.dtype)
+        base = content_hash(model.state_dict())
+        Ledger(model).set_active(self.edits)
+        facts = []
+        for e in self.edits:
+            if "answer" in e.report:
+                now = self.editor.recall(e.statement)
+                facts.append(Fact(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob))
+        return Verification(
+            base_unchanged=base == self.base.sha256,
+            weights_exact=content_hash(model.state_dict()) == self.weights_hash(),
+            facts=facts,
+            refused=dict(self.refused),
+        )
 
     def undo(self, name: str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
@@ -300,7 +360,7 @@ class Workspace:
 
     def _next_sequence(self) -> int:
         files = [f for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)]
-        return 1 + max((read_edit_sequence(f) for f in files), default=0)
+        return 1 + max((read_edit_sequence(f) for f in files if f.stem not in self.refused), default=0)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -334,7 +394,13 @@ def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
     read_settings(path)
 
     def read(folder: str) -> list[Edit]:
-        return sorted((Edit.load(f) for f in edit_files(path / folder)), key=lambda e: (e.sequence, e.name))
+        found = []
+        for file in edit_files(path / folder):
+            try:
+                found.append(Edit.load(file))
+            except NPTError as e:
+                note(f"npt: this edit is left out: {e}")
+        return sorted(found, key=lambda e: (e.sequence, e.name))
 
     return read("edits"), read("edits/undone")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ..config import SITES, Site
 from ..errors import NPTError
-from ..files import read_tensors, write_tensors
+from ..files import content_hash, read_tensors, write_tensors
 from ..modulation import frobenius_norm
 
 FORMAT = 1
@@ -68,9 +70,9 @@ class Edit:
 
     def save(self, path: Path) -> None:
         kept = ("name", "statement", "method", "alpha", "base", "sequence", "created", "report")
-        write_tensors(
-            path, write_factors(self.factors), {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
-        )
+        metadata = {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
+        tensors = write_factors(self.factors)
+        write_tensors(path, tensors, {**metadata, "seal": _seal(tensors, metadata)})
 
     @classmethod
     def load(cls, path: Path) -> Edit:
@@ -90,7 +92,18 @@ class Edit:
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
         factors = read_factors(path, tensors)
+        seal = metadata.pop("seal", None)
+        if seal != _seal(tensors, metadata):
+            raise NPTError(
+                f"{path} was changed after it was written; restore it from a copy, or undo it by moving it away"
+            )
         return cls(factors=factors, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """sha256 over everything that an edit file says."""
+    said = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256((content_hash(dict(tensors)) + said).encode()).hexdigest()
 
 
 def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tensor]:

@@ -102,13 +102,6 @@ def _fresh(t: Tensor) -> Tensor:
     return t.clone(memory_format=torch.contiguous_format)
 
 
-@torch.no_grad()
-def statement_logprob(model: PreTrainedModel, ids: Tensor) -> float:
-    """Mean log-probability per token (nats) of ids (1, T) after the start token."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    return -torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
-
-
 def relative_norms(
     parts: Sequence[LayerParts], factors: dict[tuple[int, Site], Factors]
 ) -> dict[str, dict[str, float]]:
