@@ -66,7 +66,12 @@ def test_a_whole_life(made: Path, tiny_base: Path, capsys: pytest.CaptureFixture
     assert (status, edit["name"], edit["alpha"], edit["method"]) == (0, "bridge", 0.5, "consolidate")
     status, listed, _ = run(capsys, "edits", made)
     assert listed == {"edits": [edit], "undone": []}
+    status, shown, _ = run(capsys, "show", made, "bridge")
+    assert (status, shown) == (0, {**edit, "state": "active"})
+    status, verified, _ = run(capsys, "verify", made)
+    assert (status, verified["ok"], [f["name"] for f in verified["facts"]]) == (0, True, ["bridge"])
     assert run(capsys, "undo", made, "bridge")[:2] == (0, {"name": "bridge", "state": "undone"})
+    assert run(capsys, "show", made, "bridge")[1]["state"] == "undone"
     assert run(capsys, "edits", made)[1] == {"edits": [], "undone": [edit]}
     assert run(capsys, "ask", made, "The Golden Gate", "--max-new-tokens", 4)[1] == before
     assert run(capsys, "redo", made, "bridge")[0] == 0
@@ -118,6 +123,9 @@ def test_a_failed_check_exits_with_1(
         (["inject", "{made}", FACT, "--alpha", "0"], "alpha must be a finite number"),
         (["inject", "{made}", FACT, "--name", "a/b"], "cannot name an edit"),
         (["undo", "{made}", "nothing"], "there is no active edit 'nothing'"),
+        (["show", "{made}", "nothing"], "there is no edit 'nothing'"),
+        (["inject", "{made}", FACT, "--layers", "9"], "layer 9 is out of range"),
+        (["inject", "{made}", FACT, "--max-drift", "nan"], "max_drift must be a finite number"),
         (["edits", "{tmp}/none"], "there is no workspace"),
     ],
 )
@@ -143,6 +151,19 @@ def test_bad_input_exits_with_2_and_one_line(
     ]
 
 
+def test_a_refused_drift_and_a_damaged_edit_exit_with_1(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, result, _ = run(capsys, "inject", made, FACT, "--max-drift", "-0.99")
+    assert status == 1
+    assert "refused: perplexity on ordinary text would rise" in result["error"]
+    assert run(capsys, "edits", made)[1] == {"edits": [], "undone": []}
+    assert run(capsys, "inject", made, FACT, "--name", "bridge")[0] == 0
+    file = made / "edits" / "bridge.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    status, result, err = run(capsys, "verify", made)
+    assert (status, list(result["refused"])) == (1, ["bridge"])
+    assert "this edit is left out" in err
+
+
 @pytest.mark.parametrize("args", [["convert"], ["ask", "w"], ["nonsense"], ["convert", "m", "w", "--preset", "quad"]])
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     with pytest.raises(SystemExit) as e:
@@ -158,6 +179,8 @@ def test_people_get_tables(made: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["edits", made], "no edits"),
         (["inject", made, FACT, "--name", "bridge"], "written into 2 layers"),
         (["edits", made], "bridge"),
+        (["show", made, "bridge"], "Madrid"),
+        (["verify", made], "the weights are exact"),
         (["undo", made, "bridge"], "bridge: undone"),
         (["ask", made, "The Golden Gate"], "The Golden Gate"),
     ]:
