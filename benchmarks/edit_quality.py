@@ -4,8 +4,8 @@ python benchmarks/edit_quality.py --data counterfact_dev.json [--limit 100] [--m
 
 smollm2-135m in float32. One edit at a time, put into the weights, asked, and undone; no subject is given. Beside the
 methods the unedited model, and the statement in the prompt. Records are shuffled with seed 0, then the first --limit
-are taken. 95 % intervals by bootstrap over records. Perplexity is on 1,016 held-out tokens of ordinary text, over the first
-ten records.
+are taken. 95 % intervals by bootstrap over records. Perplexity is on 1,016 held-out tokens of ordinary text, over the
+first ten records.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,12 +36,12 @@ class Signals:
         return Signals(**some)
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, ABC):
     """Modulates the output of a projection. Subclasses hold parameters, or none."""
 
+    @abstractmethod
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         """The modulated output of `projection` at z [..., d_in] -> [..., d_out]."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it modulates")
 
     def __call__(self, *args: Any) -> Tensor:  # typed: nn.Module's own returns Any
         return super().__call__(*args)
