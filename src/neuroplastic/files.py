@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(dest: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `dest` if all goes well and vanishes if not."""
+    refuse_occupied(dest)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent))
+    try:
+        folder = scratch / dest.name
+        folder.mkdir()
+        yield folder
+        refuse_occupied(dest)
+        if dest.is_dir():
+            dest.rmdir()
+        folder.rename(dest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_occupied(dest: Path) -> None:
+    """Raises NPTError where something would be overwritten."""
+    if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
+        raise NPTError(f"{str(dest)!r} exists and is not empty; choose another folder")
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,15 @@ from .editing.inject import check_request, tokens_of
 from .editing.ledger import Ledger, check_places
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
-from .files import content_hash, read_json, read_tensors, write_json, write_tensors
+from .files import (
+    content_hash,
+    read_json,
+    read_tensors,
+    refuse_occupied,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers
 from .text import context_length, encode, read_texts, start_token, windows
@@ -110,21 +117,15 @@ class Workspace:
         """Loads `base`, converts it and writes a new workspace. Raises NPTError, leaving nothing behind, where the
         folder holds something already or the model cannot be converted so."""
         path, config = Path(path), config or PlasticityConfig()
-        _refuse_occupied(path)
+        refuse_occupied(path)
         model, tokenizer = models.load_base(base, dtype)
         reference = BaseReference(models.canonical(base), dtype, content_hash(base_state(model)))
         convert(model, config)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            making = Path(scratch) / "workspace"
+        with whole_folder(path) as making:
             (making / "edits" / "undone").mkdir(parents=True)
             write_tensors(making / GENERATOR_FILE, _generator_state(model), {"kind": "generator", "format": FORMAT})
             settings = {"format": FORMAT, "base": vars(reference), "plasticity": config.to_dict()}
             write_json(making / CONFIG_FILE, settings)
-            _refuse_occupied(path)
-            if path.exists():
-                path.rmdir()
-            making.rename(path)
         return cls(path, reference, config, model, tokenizer)
 
     @classmethod
@@ -418,11 +419,6 @@ def read_edit_sequence(file: Path) -> int:
             return int(json.loads((f.metadata() or {})["npt"])["sequence"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
         raise NPTError(f"{file} is damaged: {e}") from None
-
-
-def _refuse_occupied(path: Path) -> None:
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise NPTError(f"{str(path)!r} exists and is not empty; choose another folder for the workspace")
 
 
 def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:

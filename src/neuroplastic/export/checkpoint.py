@@ -11,15 +11,14 @@ import torch
 from .. import models
 from ..editing.ledger import Ledger
 from ..errors import NPTError
+from ..files import refuse_occupied, whole_folder
 from .report import (
     Clock,
     ExportReport,
     chosen_edits,
     compare,
     finish,
-    refuse_occupied,
     require_match,
-    staged,
     statement_logits,
     workspace_logits,
 )
@@ -48,7 +47,7 @@ def merged(
     model, tokenizer = models.load_base(ws.base.spec, wide)
     Ledger(model).set_active(chosen)
     model.to(getattr(torch, dtype))
-    with staged(dest) as folder:
+    with whole_folder(dest) as folder:
         with models.without_progress_bars():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..editing.edit import Edit
 from ..errors import CheckFailed, NPTError
-from ..files import read_json, write_json
-from .report import Clock, ExportReport, chosen_edits, compare, finish, refuse_occupied, staged, workspace_logits
+from ..files import read_json, refuse_occupied, whole_folder, write_json
+from .report import Clock, ExportReport, chosen_edits, compare, finish, workspace_logits
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
@@ -27,7 +27,7 @@ def delta(ws: Workspace, dest: str | Path, edits: Sequence[str] | None = None) -
     chosen = chosen_edits(ws, edits)
     names = [e.name for e in chosen]
     statements = [e.statement for e in chosen]
-    with staged(dest) as folder:
+    with whole_folder(dest) as folder:
         for edit in chosen:
             edit.save(folder / f"{edit.name}.safetensors")
         write_json(folder / MANIFEST, {"format": 1, "base": vars(ws.base), "edits": names})

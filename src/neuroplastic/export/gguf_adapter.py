@@ -10,6 +10,7 @@ import torch
 
 from ..editing.edit import Factors
 from ..errors import NPTError
+from ..files import refuse_occupied, whole_folder
 from .report import (
     TOLERANCE,
     Clock,
@@ -22,9 +23,7 @@ from .report import (
     compare,
     finish,
     projection_names,
-    refuse_occupied,
     require_match,
-    staged,
     workspace_logits,
 )
 
@@ -55,7 +54,7 @@ def gguf(
     statements = [e.statement for e in chosen]
     reference = workspace_logits(ws, [as_edit(ws, factors)], statements)
     names = _tensor_names(ws)
-    with staged(dest) as folder:
+    with whole_folder(dest) as folder:
         _write(folder / "adapter.gguf", ws, {names[p]: f for p, f in factors.items()}, rank)
         read = _read(folder / "adapter.gguf", {name: place for place, name in names.items()})
         error, agreement = compare(workspace_logits(ws, [as_edit(ws, read)], statements), reference)

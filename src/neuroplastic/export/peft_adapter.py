@@ -16,6 +16,7 @@ from .. import models
 from ..config import SITES
 from ..editing.edit import Factors
 from ..errors import NPTError
+from ..files import refuse_occupied, whole_folder
 from ..structure import PROJECTIONS
 from .card import write_card
 from .report import (
@@ -31,9 +32,7 @@ from .report import (
     compare,
     finish,
     projection_names,
-    refuse_occupied,
     require_match,
-    staged,
     statement_logits,
     workspace_logits,
 )
@@ -83,7 +82,7 @@ def peft(
         tensors[f"{PREFIX}{names[place]}.lora_B.weight"] = f.B.float().contiguous().clone()
     statements = [e.statement for e in chosen]
     reference = workspace_logits(ws, [as_edit(ws, factors)], statements)
-    with staged(dest) as folder:
+    with whole_folder(dest) as folder:
         config.save_pretrained(str(folder))
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "npt_base": ws.base.sha256})
         check_servable(folder)

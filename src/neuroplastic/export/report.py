@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,29 +159,6 @@ def require_match(format: str, error: float, agreement: float, exact: bool) -> N
             f"the {format} export was checked and is wrong: only {agreement:.1%} of the statements' positions have the "
             "same likeliest token; nothing was written"
         )
-
-
-@contextmanager
-def staged(dest: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `dest` if all goes well and vanishes if not."""
-    refuse_occupied(dest)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent))
-    try:
-        folder = scratch / dest.name
-        folder.mkdir()
-        yield folder
-        refuse_occupied(dest)
-        if dest.is_dir():
-            dest.rmdir()
-        folder.rename(dest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def refuse_occupied(dest: Path) -> None:
-    if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
-        raise NPTError(f"{str(dest)!r} exists and is not empty; choose another destination")
 
 
 def finish(ws: Workspace, report: ExportReport) -> ExportReport:
