@@ -258,12 +258,36 @@ def test_unknown_names_are_refused(workspace: npt.Workspace) -> None:
     for action, cause in [
         (workspace.undo, "there is no active edit 'x'; active are: bridge"),
         (workspace.redo, "there is no undone edit 'x'; undone are: none"),
-        (workspace.drop, "there is no undone edit 'x' to drop"),
+        (workspace.drop, "there is no undone edit 'x'; undone are: none"),
     ]:
         with pytest.raises(npt.NPTError, match=cause):
             action("x")
-    with pytest.raises(npt.NPTError, match="an active edit must be undone first"):
+    with pytest.raises(npt.NPTError, match="'bridge' \\(it is active; undo it first\\)"):
         workspace.drop("bridge")
+
+
+def test_a_damaged_undone_edit_is_in_nobodys_way(workspace: npt.Workspace) -> None:
+    workspace.inject(FACT, name="bridge")
+    workspace.undo("bridge")
+    file = workspace.path / "edits" / "undone" / "bridge.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    opened = npt.Workspace.open(workspace.path)
+    opened.inject(OTHER, name="sushi")
+    weights = opened.weights_hash()
+    with pytest.raises(npt.NPTError, match=r"bridge\.safetensors is damaged"):
+        opened.redo("bridge")
+    assert opened.weights_hash() == weights
+    opened.drop("bridge")
+    assert opened.names == {"sushi"}
+
+
+def test_an_edit_undone_by_another_process_is_noticed(workspace: npt.Workspace) -> None:
+    workspace.inject(FACT, name="bridge")
+    other = npt.Workspace.open(workspace.path)
+    other.undo("bridge")
+    with pytest.raises(npt.NPTError, match="another process has undone it; open the workspace again"):
+        workspace.undo("bridge")
+    assert [e.name for e in workspace.edits] == ["bridge"]
 
 
 def test_names_are_made_from_statements(workspace: npt.Workspace) -> None:

@@ -250,6 +250,10 @@ class Workspace:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
         with self._locked():
             edit = self._active(name)
+            if not self._file(name).exists():
+                raise NPTError(
+                    f"the file of edit {name!r} is gone: another process has undone it; open the workspace again"
+                )
             self._file(name).rename(self._file(name, undone=True))
             self.editor.ledger.set_active([e for e in self.edits if e.name != name])
         return edit
@@ -257,9 +261,7 @@ class Workspace:
     def redo(self, name: str) -> Edit:
         """Puts an undone edit back, in its old place in the order."""
         with self._locked():
-            file = self._file(name, undone=True)
-            if not file.exists():
-                raise NPTError(f"there is no undone edit {name!r}; undone are: {', '.join(self.undone) or 'none'}")
+            file = self._undone_file(name)
             edit = self._read_edit(file)
             self.editor.ledger.set_active((*self.edits, edit))
             file.rename(self._file(name))
@@ -268,10 +270,7 @@ class Workspace:
     def drop(self, name: str) -> None:
         """Deletes an undone edit for good."""
         with self._locked():
-            file = self._file(name, undone=True)
-            if not file.exists():
-                raise NPTError(f"there is no undone edit {name!r} to drop; an active edit must be undone first")
-            file.unlink()
+            self._undone_file(name).unlink()
 
     # --- asking and measuring ---------------------------------------------------------------------------------------
 
@@ -359,9 +358,16 @@ class Workspace:
         known = ", ".join(e.name for e in self.edits) or "none"
         raise NPTError(f"there is no active edit {name!r}; active are: {known}")
 
+    def _undone_file(self, name: str) -> Path:
+        file = self._file(name, undone=True)
+        if name not in self.undone:
+            hint = " (it is active; undo it first)" if name in self.names else ""
+            raise NPTError(f"there is no undone edit {name!r}{hint}; undone are: {', '.join(self.undone) or 'none'}")
+        return file
+
     def _next_sequence(self) -> int:
         files = [f for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)]
-        return 1 + max((read_edit_sequence(f) for f in files if f.stem not in self.refused), default=0)
+        return 1 + max((read_edit_sequence(f) for f in files), default=0)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -411,14 +417,17 @@ def edit_files(folder: Path) -> list[Path]:
 
 
 def read_edit_sequence(file: Path) -> int:
-    """An edit's place in the order, from its file's header alone."""
+    """An edit's place in the order, from its file's header alone; 0 where the file is damaged, which takes no place.
+
+    Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), framework="pt") as f:
             return int(json.loads((f.metadata() or {})["npt"])["sequence"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
-        raise NPTError(f"{file} is damaged: {e}") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return 0
 
 
 def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:
