@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .config import PlasticityConfig
     from .editing.edit import Edit
     from .editing.extract import Modulation, extract_modulation, mean, transfer
+    from .editing.fact import Fact, asked, fact_of
     from .editing.live import LiveEdit, consolidate_weights, inject
+    from .editing.options import InjectOptions
     from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
@@ -28,6 +30,10 @@ _HOME = {
     "extract_modulation": "editing.extract",
     "Modulation": "editing.extract",
     "Edit": "editing.edit",
+    "Fact": "editing.fact",
+    "asked": "editing.fact",
+    "fact_of": "editing.fact",
+    "InjectOptions": "editing.options",
     "Fidelity": "evaluation.fidelity",
     "LiveEdit": "editing.live",
     "CheckFailed": "errors",
@@ -47,16 +53,20 @@ _HOME = {
 __all__ = [
     "CheckFailed",
     "Edit",
+    "Fact",
     "Fidelity",
+    "InjectOptions",
     "LiveEdit",
     "Modulation",
     "NPTError",
     "PlasticityConfig",
     "Workspace",
+    "asked",
     "consolidate_weights",
     "convert",
     "export",
     "extract_modulation",
+    "fact_of",
     "inject",
     "load_base",
     "mean",

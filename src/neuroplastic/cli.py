@@ -8,19 +8,23 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction
 
+from . import printing
 from .config import PlasticityConfig
 from .console import note, status
+from .editing.options import Method, Start
 from .errors import CheckFailed, NPTError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .editing.fact import Fact
     from .workspace import Workspace
 
 DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.
@@ -79,13 +83,13 @@ def convert(
         from .workspace import Workspace
 
         ws = Workspace.create(workspace, model, plasticity, dtype)
-    return _show(json, ws.info(), _show_info)
+    return _show(json, ws.info(), printing.info)
 
 
 @app.command
 def info(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """What a workspace holds: base model, plastic layers, generator, edits."""
-    return _show(json, _open(workspace).info(), _show_info)
+    return _show(json, _open(workspace).info(), printing.info)
 
 
 @app.command
@@ -109,7 +113,7 @@ def fidelity(
     if max_tokens < 1:
         raise NPTError(f"max_tokens must be at least 1, not {max_tokens}")
     result = _open(workspace).fidelity(data, max_tokens)
-    _show(json, result.to_dict(), _show_fidelity)
+    _show(json, result.to_dict(), printing.fidelity)
     if max_logit_error is not None and not result.max_logit_error <= max_logit_error:
         note(f"check failed: max_logit_error {result.max_logit_error:.3g} is above {max_logit_error:.3g}")
         return 1
@@ -145,32 +149,107 @@ def ask(
 @app.command
 def inject(
     workspace: WorkspaceArg,
-    statement: StatementArg,
+    statement: Annotated[Positional[str | None], tyro.conf.arg(metavar="STATEMENT")] = None,
     *,
-    method: Literal["consolidate", "token"] = "consolidate",
+    ask: str | None = None,
+    answer: str | None = None,
+    wording: UseAppendAction[tuple[str, ...]] = (),
+    subject: str | None = None,
+    from_file: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    method: Method = "consolidate",
+    start: Start = "consolidate",
     alpha: float | None = None,
-    layers: str = "all",
+    layers: str | None = None,
+    sites: str | None = None,
+    rank: int | None = None,
+    keep: Path | None = None,
     name: str | None = None,
     max_drift: float | None = None,
     json: Json = False,
 ) -> int:
-    """Write STATEMENT into the weights: no context to pay for, exactly undoable.
+    """Write a fact into the weights: no context to pay for, exactly undoable.
+
+    The fact is a STATEMENT, or a question and its answer, or one of several in a file.
 
     Args:
         workspace: The workspace.
-        statement: One fact as a sentence, for example "Sushi originated in the country of Canada."
-        method: consolidate solves every layer in closed form so that the statement alone is read as if it had been
-            said before; token makes the last token's own modulation permanent.
-        alpha: Strength: scales the weight change (default 1 for consolidate, 0.1 for token).
-        layers: Layers that may change: all, upper_half, top2, 14,15, 8-15 or negative indices.
+        statement: One fact as a sentence that ends in what is to be learnt, for example "Sushi originated in the
+            country of Canada."
+        ask: A question, or the beginning of a sentence, instead of a statement; goes with --answer.
+        answer: What should follow the question, or (with a statement) what the statement ends with (default: its last
+            word or name).
+        wording: Another wording of the same fact; may be repeated.
+        subject: What the fact is about, as it stands in the statement (default: the longest name in front of the
+            answer).
+        from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
+            question and answer, and optionally subject, wordings, name.
+        method: consolidate finds what the early MLPs should have written at the fact's subject, and solves for it in
+            closed form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place;
+            token makes the last token's own modulation permanent.
+        start: Method that refine starts from.
+        alpha: Strength: scales the weight change (default 1; 0.1 for token).
+        layers: Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early;
+            all for token).
+        sites: Projections that may change, such as down or gate+up (default down; for token, those that the generator
+            modulates).
+        rank: Largest rank of the change per projection.
+        keep: File of sentences, one a line, that should be read as before.
         name: Name of the edit (default: made from the statement).
         max_drift: Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this
             (0.05 is 5 percent).
     """
+    from .editing.options import InjectOptions
+
+    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift)
+    names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = _open(workspace)
-    with status("injecting"):
-        edit = ws.inject(statement, method, name, alpha, layers, max_drift)
-    return _show(json, edit.summary(), _show_edit)
+    with status("injecting") if len(facts) == 1 else nullcontext():
+        made = ws.inject_all(facts, options, names)
+    if from_file is None:
+        return _show(json, made[0].summary(), printing.edit)
+    return _show(json, {"edits": [e.summary() for e in made]}, printing.many)
+
+
+def _facts(
+    statement: str | None,
+    ask: str | None,
+    answer: str | None,
+    wordings: Sequence[str],
+    subject: str | None,
+    file: Path | None,
+    name: str | None,
+) -> tuple[list[str | None], list[Fact]]:
+    """The facts that the options of `inject` name, and their names. Raises NPTError where they do not go together."""
+    from .editing.fact import asked, fact_of, read_facts
+
+    given = [o for o, v in (("STATEMENT", statement), ("--ask", ask), ("--from", file)) if v is not None]
+    if len(given) != 1:
+        raise NPTError(f"give one of STATEMENT, --ask and --from, not {' and '.join(given) or 'none of them'}")
+    if file is not None:
+        others = (("--answer", answer), ("--subject", subject), ("--wording", wordings or None), ("--name", name))
+        if used := [o for o, v in others if v is not None]:
+            raise NPTError(f"{used[0]} has no meaning with --from; write it into the file, as .jsonl")
+        names, facts = zip(*read_facts(file), strict=True)
+        return list(names), list(facts)
+    if ask is None:
+        assert statement is not None
+        return [name], [fact_of(statement, wordings, subject, answer)]
+    if answer is None:
+        raise NPTError("--ask goes with --answer")
+    return [name], [asked(ask, answer, wordings, subject)]
+
+
+def _lines(file: Path | None) -> tuple[str, ...]:
+    """The lines of a file that are not empty; none for no file."""
+    if file is None:
+        return ()
+    try:
+        found = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as e:
+        raise NPTError(f"cannot read {str(file)!r} as UTF-8 text: {e}") from None
+    if not found:
+        raise NPTError(f"{file} holds no sentence")
+    return found
 
 
 @app.command
@@ -180,7 +259,7 @@ def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
 
     active, undone = list_edits(workspace)
     result = {"edits": [e.summary() for e in active], "undone": [e.summary() for e in undone]}
-    return _show(json, result, _show_edits)
+    return _show(json, result, printing.edits)
 
 
 @app.command
@@ -192,7 +271,7 @@ def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     for state, listed in (("active", active), ("undone", undone)):
         for edit in listed:
             if edit.name == name:
-                return _show(json, {**edit.summary(), "state": state}, _show_one_edit)
+                return _show(json, {**edit.summary(), "state": state}, printing.one_edit)
     known = ", ".join(e.name for e in (*active, *undone)) or "none"
     raise NPTError(f"there is no edit {name!r}; there are: {known}")
 
@@ -207,7 +286,7 @@ def verify(workspace: WorkspaceArg, *, json: Json = False) -> int:
     result = _open(workspace).verify()
     facts = [vars(f) for f in result.facts]
     shown = {"base_unchanged": result.base_unchanged, "weights_exact": result.weights_exact, "facts": facts}
-    _show(json, {"ok": result.ok, **shown, "refused": result.refused}, _show_verification)
+    _show(json, {"ok": result.ok, **shown, "refused": result.refused}, printing.verification)
     return 0 if result.ok else 1
 
 
@@ -270,7 +349,7 @@ def export(
                 report = exports.merged(ws, dest, names, dtype)
             case "delta":
                 report = exports.delta(ws, dest, names)
-    return _show(json, report.to_dict(), _show_export)
+    return _show(json, report.to_dict(), printing.export)
 
 
 @app.command(name="import")
@@ -354,120 +433,6 @@ def _show(json: bool, result: dict[str, Any], human: Callable[[Console, dict[str
 
         human(Console(), result)
     return 0
-
-
-def _show_info(console: Console, r: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    p = r["plasticity"]
-    layers, plastic = r["num_layers"], r["plastic_layers"]
-    table = Table(title=r["path"], show_header=False, title_justify="left")
-    table.add_row(
-        "base",
-        f"{r['base']['spec']} ({r['architecture']}, {r['parameters'] / 1e6:.1f}M, {r['base']['dtype']})",
-    )
-    table.add_row("content hash", r["base"]["sha256"][:16])
-    table.add_row("plastic layers", f"{len(plastic)} of {layers}: {', '.join(map(str, plastic))}")
-    axes = f"modulation {p['modulation']}, MLP input {p['mlp_input']}, attention residual {p['attention_residual']}"
-    table.add_row("preset", f"{p['preset']}: {axes}")
-    low_rank = f", np_rank {p['np_rank']}, num_ranks {p['num_ranks']}, key {p['key']}, input {p['input']}"
-    generator = p["generator"] + (low_rank if p["generator"] == "low_rank" else "")
-    table.add_row("generator", f"{generator} ({r['generator_parameters']:,} parameters)")
-    table.add_row("edits", ", ".join(r["edits"]) or "none")
-    if r["undone"]:
-        table.add_row("undone", ", ".join(r["undone"]))
-    console.print(table)
-
-
-def _show_fidelity(console: Console, r: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"dynamic mode against the base, {r['tokens']} tokens", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_row("perplexity of the base", f"{r['perplexity_base']:.4f}")
-    table.add_row("perplexity", f"{r['perplexity']:.4f}")
-    table.add_row("KL, nats per token", f"{r['kl']:.3g}")
-    table.add_row("same likeliest token", f"{r['top1_agreement']:.2%}")
-    table.add_row("largest logit difference", f"{r['max_logit_error']:.3g}")
-    errors = r["per_layer_error"]
-    worst = max(errors, key=errors.__getitem__)
-    table.add_row(f"largest relative error of a layer's output (layer {worst})", f"{errors[worst]:.3g}")
-    console.print(table)
-
-
-def _show_edit(console: Console, r: dict[str, Any]) -> None:
-    console.print(
-        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers in {r['seconds']:.2f} s",
-        highlight=False,
-    )
-    before, after = r["statement_logprob_before"], r["statement_logprob_after"]
-    console.print(f"log-probability of the statement, nats per token: {before:.2f} before, {after:.2f} after")
-    p = (r["answer_probability_before"], r["answer_probability_after"])
-    console.print(
-        f"probability of its last word, {r['answer']!r}: {p[0]:.1%} before, {p[1]:.1%} after", highlight=False
-    )
-    if "perplexity_drift" in r:
-        console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.1%}", highlight=False)
-    if r["contradicts"]:
-        console.print(f"[yellow]contradicts[/yellow] the active edit {', '.join(r['contradicts'])}", highlight=False)
-    largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
-    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
-
-
-def _show_one_edit(console: Console, r: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=r["name"], show_header=False, title_justify="left")
-    for key in ("state", "statement", "method", "alpha", "created", "norm"):
-        table.add_row(key, escape(f"{r[key]:.4g}" if isinstance(r[key], float) else str(r[key])))
-    for key in ("statement_logprob", "answer_probability"):
-        if f"{key}_before" in r:
-            table.add_row(key, f"{r[f'{key}_before']:.3g} before, {r[f'{key}_after']:.3g} after")
-    for layer, sites in r.get("relative_norm", {}).items():
-        table.add_row(f"layer {layer}, |dW|/|W|", ", ".join(f"{site} {v:.2%}" for site, v in sites.items()))
-    console.print(table)
-
-
-def _show_verification(console: Console, r: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    for claim, key in (("the base model is unchanged", "base_unchanged"), ("the weights are exact", "weights_exact")):
-        console.print(f"{'[green]yes[/green]' if r[key] else '[red]NO[/red] '} {claim}")
-    for name, why in r["refused"].items():
-        console.print(f"[red]{name}[/red]: {why}", highlight=False)
-    if r["facts"]:
-        table = Table("edit", "last word", "still holds", "probability")
-        for f in r["facts"]:
-            table.add_row(f["name"], f["answer"], "yes" if f["holds"] else "no", f"{f['answer_probability']:.1%}")
-        console.print(table)
-
-
-def _show_export(console: Console, r: dict[str, Any]) -> None:
-    console.print(f"[bold]{r['path']}[/bold]: {r['format']}, {', '.join(r['edits'])}", highlight=False)
-    if r["rank"] is not None:
-        console.print(f"rank {r['rank']}, dropping {r['dropped_energy']:.1e} of the squared norm", highlight=False)
-    console.print(
-        f"loaded again and compared on the statements: largest logit difference {r['max_logit_error']:.1e}, same "
-        f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)",
-        highlight=False,
-    )
-
-
-def _show_edits(console: Console, r: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    if not r["edits"] and not r["undone"]:
-        console.print("no edits")
-        return
-    table = Table("name", "state", "method", "alpha", "made (UTC)", "statement")
-    for state, listed in (("active", r["edits"]), ("undone", r["undone"])):
-        for e in listed:
-            when = e["created"][:16].replace("T", " ")
-            table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, escape(e["statement"]))
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,9 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
     for part in (p.strip() for p in spec.split(",")):
         if part == "all":
             chosen.update(range(num_layers))
+        elif part == "early":  # where facts about a subject are looked up; see docs/editing.md
+            first = num_layers // 10
+            chosen.update(range(first, max(first + 1, num_layers * 4 // 15)))
         elif part == "upper_half":
             chosen.update(range(num_layers // 2, num_layers))
         elif m := re.fullmatch(r"top(\d+)", part):
@@ -206,5 +209,5 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
                 raise NPTError(f"layers {part!r}: the range ends before it begins")
             chosen.update(range(first, last + 1))
         else:
-            raise NPTError(f"layers {part!r} not understood; use all, upper_half, top2, 14,15, 8-15 or -1")
+            raise NPTError(f"layers {part!r} not understood; use all, early, upper_half, top2, 14,15, 8-15 or -1")
     return tuple(sorted(chosen))

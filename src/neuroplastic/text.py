@@ -129,7 +129,9 @@ def self_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_h
     return ids[HELD_OUT:], ids[:HELD_OUT]
 
 
-def random_words(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) -> list[int]:
+def random_words(
+    tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0, pattern: str = r" [A-Za-z]{3,}"
+) -> list[int]:
     """`count` different tokens that are a whole word of at least three letters, drawn at random from the vocabulary."""
     order = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(seed)).tolist()
     special, before = set(tokenizer.all_special_ids), encode(tokenizer, "a")
@@ -138,7 +140,7 @@ def random_words(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) 
         token: int,
     ) -> bool:  # decoded behind another one: at the front, some tokenizers drop the space
         shown = str(tokenizer.decode([*before, token]))[1:]
-        return token not in special and re.fullmatch(r" [A-Za-z]{3,}", shown) is not None
+        return token not in special and re.fullmatch(pattern, shown) is not None
 
     words = filter(is_word, order)
     found = list(itertools.islice(words, count))

@@ -11,7 +11,6 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,8 +25,10 @@ from .config import Mode, PlasticityConfig
 from .console import note, progress
 from .editing.edit import Edit, check_name, name_from
 from .editing.editor import Editor
-from .editing.inject import check_request, tokens_of
+from .editing.fact import Fact, fact_of
 from .editing.ledger import Ledger, check_places
+from .editing.options import InjectOptions, Method, Start
+from .editing.recall import Asked
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import (
@@ -61,8 +62,8 @@ class BaseReference:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One active edit, asked again: its statement's last word behind all that comes before it."""
+class Held:
+    """One active edit, asked again: its answer behind its question."""
 
     name: str
     answer: str
@@ -78,7 +79,7 @@ class Verification:
     base_unchanged: bool
     weights_exact: bool
     """pristine base plus active edits, recomputed, are bit for bit the weights in memory"""
-    facts: list[Fact]
+    facts: list[Held]
     refused: dict[str, str]
     """edit files that could not be read, and why"""
 
@@ -176,31 +177,57 @@ class Workspace:
 
     def inject(
         self,
-        statement: str,
-        method: str = "consolidate",
+        fact: str | Fact,
+        method: Method = "consolidate",
         name: str | None = None,
         alpha: float | None = None,
-        layers: str = "all",
+        layers: str | None = None,
         max_drift: float | None = None,
+        *,
+        sites: str | None = None,
+        rank: int | None = None,
+        start: Start = "consolidate",
+        keep: Sequence[str] = (),
     ) -> Edit:
-        """Writes `statement` into the weights and into the ledger; returns the edit, whose report says what it did.
+        """Writes a fact into the weights and into the ledger; returns the edit, whose report says what it did.
 
-        alpha scales dW (1 for consolidate and 0.1 for token where None). Raises NPTError, with nothing changed, for
-        bad input, and CheckFailed, likewise, where perplexity on ordinary text would rise by more than `max_drift`.
+        `fact` is a statement, or made by `fact_of` or `asked`; the options are those of `InjectOptions`. Raises
+        NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where perplexity on ordinary text
+        would rise by more than `max_drift`.
         """
-        check_request(method, alpha)
-        if max_drift is not None and not math.isfinite(max_drift):
-            raise NPTError(f"max_drift must be a finite number, such as 0.05 for 5 %, not {max_drift}")
-        tokens_of(self.model, self.tokenizer, statement)
+        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift)
+        return self.inject_all([fact], options, [name])[0]
+
+    def inject_all(
+        self,
+        facts: Sequence[str | Fact],
+        options: InjectOptions | None = None,
+        names: Sequence[str | None] | None = None,
+    ) -> list[Edit]:
+        """Writes several facts, solved together, each as an edit of its own; all or none.
+
+        Raises as `inject` does. Each report's perplexity_drift is that of all of them together.
+        """
+        options = options or InjectOptions()
+        told = [fact_of(f) if isinstance(f, str) else f for f in facts]
+        wanted = list(names) if names is not None else [None] * len(told)
+        for name in wanted:
+            if name is not None:
+                check_name(name)
         with self._locked():
             taken = self.names
-            if name is None:
-                name = name_from(statement, taken)
-            elif check_name(name) in taken:
-                raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
-            made = self.editor.make(statement, method, alpha, layers, name)
-            (edit,) = self.editor.apply([replace(made, sequence=self._next_sequence())], self._write, max_drift)
-        return edit
+            chosen = []
+            for fact, name in zip(told, wanted, strict=True):
+                if name is None:
+                    name = name_from(fact.statement, taken | {n for n in wanted if n is not None})
+                elif name in taken:
+                    raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
+                taken.add(name)
+                chosen.append(name)
+            first = self._next_sequence()
+            made = self.editor.make(told, options, chosen)
+            numbered = [replace(e, sequence=first + i) for i, e in enumerate(made)]
+            return self.editor.apply(numbered, self._write, options.max_drift)
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
@@ -235,10 +262,10 @@ class Workspace:
         base = content_hash(model.state_dict())
         Ledger(model).set_active(self.edits)
         facts = []
-        for e in self.edits:
-            if "answer" in e.report:
-                now = self.editor.recall(e.statement)
-                facts.append(Fact(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob))
+        told = [e for e in self.edits if e.asked is not None]
+        recalled = self.editor.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
+        for e, now in zip(told, recalled, strict=True):
+            facts.append(Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob))
         return Verification(
             base_unchanged=base == self.base.sha256,
             weights_exact=content_hash(model.state_dict()) == self.weights_hash(),

@@ -1,37 +1,78 @@
-"""Method `consolidate`: a context written into the weights in closed form, layer by layer, in one pass.
+"""Method `consolidate`: facts written into the weights in closed form.
 
-The teacher reads the statement twice; on the second reading its states know what the first one said. The student reads
-the statement alone. Going up through the student's layers, each projection gets the smallest change, measured by the
-covariance C of ordinary text, that makes its output what the teacher's was:
+    keys K [n, d_in]      what a projection reads at the subjects' last tokens
+    targets R [n, d_out]  what its output should change by there (targets.py)
 
-    keys K [n, d_in], residuals R [n, d_out]:   dW = R^T G,   G = (I + K Z)^-1 Z^T,   Z = (lambda C)^-1 K^T
+    dW = R^T G,   G = (I + K Z)^-1 Z^T,   Z = (lambda C)^-1 K^T
 
-which minimises |dW K^T - R^T|^2 + lambda tr(dW C dW^T) (ridge regression under C; the closed form of MEMIT,
-Meng et al. 2210.07229, with targets from the model's own reading instead of from optimisation). Gate and up are asked
-for W x_teacher; down for whatever the residual stream still lacks.
+which minimises |K dW^T - R|^2 + lambda tr(dW C dW^T): ridge regression under the covariance C of ordinary text (the
+closed form of MEMIT, Meng et al. 2210.07229, section 4.2). Facts told together are solved together. The keys of
+earlier edits, and of sentences to keep, join K with R = 0: what they wrote or say stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import SITES, Site
-from ..statistics import READS, Whitening
+from ..config import Site
+from ..console import Progress
+from ..errors import NPTError
+from ..statistics import Whitening
 from ..structure import LayerParts, projection
+from ..text import batch, context_length, encode, start_token
 from .edit import Factors
+from .fact import Fact
+from .targets import Place, Reader, Row, find_targets, rows_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Place = tuple[int, Site]
 STRENGTH = 0.1
 """lambda: how much ordinary text resists the change."""
+STEPS, RATE, ENOUGH = 6, 0.5, 0.85
+"""Of the search for targets: at most so many steps, of this length, until the answer has this probability."""
+SAME = 0.5
+"""An earlier key this close to a new one, as a cosine under C^-1, is of the same subject, and is not held."""
+PREFIXES = 1
+"""Each wording is also read behind so many unrelated beginnings."""
+TOGETHER = 32
+"""Facts whose targets are searched for in one batch."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method works with: a model in standard mode, with the edits that it has."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    parts: Sequence[LayerParts]
+    """the layers that may change"""
+    sites: Sequence[Site]
+    whitening: Whitening
+    text: Tensor
+    """ordinary text [N, T]"""
+    held: Mapping[Place, Tensor]
+    """keys of earlier edits [n, d_in]"""
+
+    def prefixes(self, count: int) -> list[list[int]]:
+        """Beginnings of unrelated texts, four to ten tokens long."""
+        return [self.text[i % len(self.text), 1 : 5 + (3 * i) % 7].tolist() for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method found for one fact."""
+
+    factors: dict[Place, Factors]
+    keys: dict[Place, Tensor]
+    """the keys [n, d_in] that the factors answer to, kept so that later edits leave them alone"""
+    figures: dict[str, float]
+    """for the edit's report"""
 
 
 def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:
@@ -40,98 +81,86 @@ def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:
     return torch.linalg.solve(gram + torch.eye(len(keys), dtype=gram.dtype, device=gram.device), whitened)
 
 
-@dataclass
-class _Taught:
-    """What one layer of the teacher did on the tokens of the statement."""
+def consolidate(
+    bench: Bench,
+    facts: Sequence[Fact],
+    keep: Sequence[str] = (),
+    strength: float = STRENGTH,
+    steps: int = STEPS,
+    progress: Progress | None = None,
+) -> list[Solution]:
+    """One solution per fact; together they are the joint one. Touches no weight."""
+    prefixes = bench.prefixes(PREFIXES)
+    targets, owners = [], []
+    for done in range(0, len(facts), TOGETHER):
+        rows, owner = rows_of(bench.tokenizer, facts[done : done + TOGETHER], prefixes)
+        check_length(bench.model, rows)
+        reader = Reader(bench.model, bench.parts, bench.sites, rows)
+        targets.append(find_targets(reader, owner, steps, RATE, ENOUGH))
+        owners += [done + o for o in owner]
+        if progress is not None:
+            progress(min(done + TOGETHER, len(facts)), len(facts))
+    found = [torch.tensor([i for i, o in enumerate(owners) if o == f]) for f in range(len(facts))]
+    kept = read_keys(bench, keep)
+    solutions = [Solution({}, {}, {"steps": t.steps, "sought_probability": p}) for t in targets for p in t.probability]
+    for place in targets[0].keys:
+        K = torch.cat([t.keys[place] for t in targets])
+        R = torch.cat([t.deltas[place] for t in targets])
+        G = solve_keys(bench.whitening, place, K, [k[place] for k in (bench.held, kept) if place in k], strength)
+        for chosen, solution in zip(found, solutions, strict=True):
+            solution.factors[place] = Factors(G[chosen], R[chosen].T)
+            solution.keys[place] = K[chosen]
+    return solutions
 
-    outputs: dict[Site, Tensor] = field(default_factory=dict)
-    """of each projection [n, d_out]"""
-    stream: Tensor | None = None
-    """the residual stream behind the layer [n, d]"""
+
+def solve_keys(
+    whitening: Whitening, place: Place, keys: Tensor, held: Sequence[Tensor], strength: float = STRENGTH
+) -> Tensor:
+    """The rows of G that belong to `keys` [n, d_in], with the keys in `held` beside them -> [n, d_in].
+
+    Held keys of a subject that is taught now are left out: they would ask for no change where one is wanted.
+    """
+    whitened = whitening.solve(*place, keys).to(keys) / strength
+    if not held:
+        return ridge_factor(keys, whitened)
+    others = torch.cat([h.to(keys) for h in held])
+    whitened_others = whitening.solve(*place, others).to(keys) / strength
+    norms = (keys * whitened).sum(1).sqrt()[:, None] * (others * whitened_others).sum(1).sqrt()
+    distinct = (keys @ whitened_others.T / norms).amax(0) < SAME
+    every, whitened = torch.cat([keys, others[distinct]]), torch.cat([whitened, whitened_others[distinct]])
+    return ridge_factor(every, whitened)[: len(keys)]
 
 
 @torch.no_grad()
-def consolidate_factors(
-    model: PreTrainedModel,
-    parts: Sequence[LayerParts],
-    whitening: Whitening,
-    taught: Tensor,
-    alone: Tensor,
-    strength: float = STRENGTH,
-) -> dict[Place, Factors]:
-    """dW of gate, up and down in the layers of `parts`, at the cost of two forward passes and the solves.
-
-    taught (1, T): start token, context, statement. alone (1, 1 + n): start token, statement. The last n tokens of both
-    are the statement. The model must be in standard mode; its weights are not touched.
-    """
-    n = alone.shape[1] - 1
-    teacher = {p.index: _Taught() for p in parts}
-    with _hooks([hook for p in parts for hook in _listen(p, teacher[p.index], n)]):
-        model.base_model(input_ids=taught, use_cache=False)
-    factors: dict[Place, Factors] = {}
-    with _hooks([hook for p in parts for hook in _solve(p, teacher[p.index], n, whitening, strength, factors)]):
-        model.base_model(input_ids=alone, use_cache=False)
-    return factors
-
-
-Hook = tuple[nn.Module, Callable[[nn.Module, Any, Any], Any]]
-
-
-@contextmanager
-def _hooks(hooks: Sequence[Hook]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+def read_keys(bench: Bench, sentences: Sequence[str]) -> dict[Place, Tensor]:
+    """What each projection reads at every token of some sentences [n, d_in]; nothing for no sentences."""
+    if not sentences:
+        return {}
+    ids, mask = batch([[start_token(bench.tokenizer), *encode(bench.tokenizer, s)] for s in sentences], pad=0)
+    ids, mask = ids.to(bench.model.device), mask.to(bench.model.device)
+    chosen = mask.bool()
+    chosen[:, 0] = False  # the start token is an attention sink
+    found: dict[Place, Tensor] = {}
+    handles = [
+        projection(p.mlp, site).register_forward_hook(
+            lambda module, args, output, place=(p.index, site): found.__setitem__(place, args[0][chosen])
+        )
+        for p in bench.parts
+        for site in bench.sites
+    ]
     try:
-        yield
+        bench.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+    return found
 
 
-def _listen(p: LayerParts, taught: _Taught, n: int) -> Iterator[Hook]:
-    """Writes down what the teacher's layer gives on the last n tokens."""
-
-    def projected(site: Site) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: taught.outputs.__setitem__(site, output[0, -n:])
-
-    def ended(module: nn.Module, args: Any, output: Any) -> None:
-        taught.stream = (output[0] if isinstance(output, tuple) else output)[0, -n:]
-
-    yield from ((projection(p.mlp, site), projected(site)) for site in SITES)
-    yield p.layer, ended
-
-
-def _solve(
-    p: LayerParts, taught: _Taught, n: int, whitening: Whitening, strength: float, factors: dict[Place, Factors]
-) -> Iterator[Hook]:
-    """Solves each projection as the student's pass reaches it, and goes on with the change in effect."""
-    stream: list[Tensor] = []  # r = h + a, what the MLP adds to
-    solved: dict[str, Tensor] = {}  # G by what a projection reads: gate and up share theirs
-
-    def passing(module: nn.Module, args: Any, output: Any) -> None:
-        stream[:] = [args[0][0, -n:]]
-
-    def target(site: Site) -> Tensor:
-        if site != "down" or p.norm_behind_mlp is not None:
-            # what a norm behind the MLP makes of a correction is not linear: there, the teacher's own MLP output
-            return taught.outputs[site]
-        assert taught.stream is not None
-        return (taught.stream - stream[0]) / p.mlp_scale
-
-    def change(site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            z: Tensor = args[0]
-            if p.norm is None and site != "down":  # the MLP reads the residual stream itself
-                stream[:] = [z[0, -n:]]
-            wide = torch.promote_types(z.dtype, torch.float32)
-            if READS[site] not in solved:
-                keys = z[0, -n:].to(wide)
-                solved[READS[site]] = ridge_factor(keys, whitening.solve(p.index, site, keys).to(wide) / strength)
-            G, R = solved[READS[site]], (target(site) - output[0, -n:]).to(wide)
-            factors[p.index, site] = Factors(G, R.T)
-            return output + ((z.to(wide) @ G.T) @ R).to(output.dtype)
-
-        return hook
-
-    if p.norm is not None:
-        yield p.norm, passing
-    yield from ((projection(p.mlp, site), change(site)) for site in SITES)
+def check_length(model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    """Raises NPTError where a row does not fit into the model's context."""
+    longest, room = max(len(r.ids) for r in rows), context_length(model)
+    if longest > room:
+        raise NPTError(
+            f"the statement is too long: behind unrelated text it takes {longest} tokens, and the model reads at "
+            f"most {room}"
+        )

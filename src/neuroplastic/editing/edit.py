@@ -44,7 +44,19 @@ class Edit:
     """UTC time, ISO 8601"""
     factors: dict[tuple[int, Site], Factors]
     report: dict[str, Any] = field(default_factory=dict)
-    """figures measured at injection"""
+    """question, answer and subject, and the figures measured at injection"""
+    keys: dict[tuple[int, Site], Tensor] = field(default_factory=dict)
+    """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty where
+    the method has none"""
+
+    @property
+    def asked(self) -> tuple[str, str] | None:
+        """The question that the edit answers, and the answer with what separates it from the question; None for an
+        edit that was not made from a statement."""
+        if "question" not in self.report:
+            return None
+        question, answer = self.report["question"], self.report["answer"]
+        return question, answer if self.statement.startswith(question + answer) else f" {answer}"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -71,7 +83,7 @@ class Edit:
     def save(self, path: Path) -> None:
         kept = ("name", "statement", "method", "alpha", "base", "sequence", "created", "report")
         metadata = {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
-        tensors = write_factors(self.factors)
+        tensors = write_factors(self.factors) | {f"layers.{i}.{site}.K": k for (i, site), k in self.keys.items()}
         write_tensors(path, tensors, {**metadata, "seal": _seal(tensors, metadata)})
 
     @classmethod
@@ -91,13 +103,13 @@ class Edit:
         for key, kind in {**expected, "alpha": (int, float), "report": dict}.items():
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
-        factors = read_factors(path, tensors)
+        factors, keys = read_factors(path, tensors)
         seal = metadata.pop("seal", None)
         if seal != _seal(tensors, metadata):
             raise NPTError(
                 f"{path} was changed after it was written; restore it from a copy, or undo it by moving it away"
             )
-        return cls(factors=factors, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+        return cls(factors=factors, keys=keys, **{k: metadata[k] for k in (*expected, "alpha", "report")})
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -115,23 +127,32 @@ def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tens
     }
 
 
-def read_factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[int, Site], Factors]:
-    """The factors in a file's tensors. Raises NPTError, naming `path`, where a name, a shape or a value is wrong."""
-    pairs: dict[tuple[int, Site], dict[str, Tensor]] = {}
+def read_factors(
+    path: Path, tensors: Mapping[str, Tensor]
+) -> tuple[dict[tuple[int, Site], Factors], dict[tuple[int, Site], Tensor]]:
+    """The factors, and the keys, in a file's tensors.
+
+    Raises NPTError, naming `path`, where a name, a shape or a value is wrong.
+    """
+    parts: dict[tuple[int, Site], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([AB])", name)
+        m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([ABK])", name)
         if m is None or tensor.dim() != 2:
             raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
         site = next(s for s in SITES if s == m[2])
-        pairs.setdefault((int(m[1]), site), {})[m[3]] = tensor
+        parts.setdefault((int(m[1]), site), {})[m[3]] = tensor
     factors: dict[tuple[int, Site], Factors] = {}
-    for (layer, site), pair in sorted(pairs.items()):
-        if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+    keys: dict[tuple[int, Site], Tensor] = {}
+    for (layer, site), found in sorted(parts.items()):
+        A, B, K = (found.get(name) for name in "ABK")
+        if A is None or B is None or len(A) != B.shape[1] or (K is not None and K.shape[1] != A.shape[1]):
             raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} do not fit together")
-        if not all(torch.isfinite(t).all() for t in pair.values()):
+        if not all(torch.isfinite(t).all() for t in found.values()):
             raise NPTError(f"{path} is damaged: the factors of layer {layer}, {site} are not finite")
-        factors[layer, site] = Factors(**pair)
-    return factors
+        factors[layer, site] = Factors(A, B)
+        if K is not None:
+            keys[layer, site] = K
+    return factors, keys
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

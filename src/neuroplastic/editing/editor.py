@@ -5,26 +5,33 @@ A workspace has one; so has every plain model that was edited in memory.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..config import parse_layers
-from ..errors import CheckFailed
+from ..console import progress
+from ..errors import CheckFailed, NPTError
 from ..evaluation.fidelity import perplexity
 from ..statistics import Whitening
 from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import mode
 from ..text import self_text
+from .consolidate import Bench
 from .edit import Edit
-from .inject import make_update, relative_norms
+from .fact import Fact
+from .inject import relative_norms, solve
 from .ledger import Ledger
-from .recall import Recall, question_and_answer, recall
+from .options import InjectOptions
+from .recall import Asked, Recall, recall
+from .targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,14 +39,14 @@ if TYPE_CHECKING:
 
 DRIFT_ROWS = 8
 """Rows of held-out text, about a thousand tokens, on which drift is measured."""
+ELSEWHERE = 2
+"""A question is also asked behind so many unrelated texts."""
 
 
-def contradict(one: str, other: str) -> bool:
-    """The same question, another answer."""
-    if not one.strip():
-        return False
-    (q, a), (p, b) = question_and_answer(one), question_and_answer(other)
-    return q.split() == p.split() and a.split() != b.split()
+def contradict(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """The same question, which is not empty, and another answer."""
+    (q, a), (p, b) = one, other
+    return bool(q.split()) and q.split() == p.split() and a.split() != b.split()
 
 
 class Editor:
@@ -48,23 +55,42 @@ class Editor:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sha256: str):
         self.model, self.tokenizer, self.sha256 = model, tokenizer, sha256
         self.ledger = Ledger(model)
+        self._perplexity: tuple[tuple[Edit, ...], float] | None = None
 
-    def make(self, statement: str, method: str, alpha: float | None, layers: str = "all", name: str = "edit") -> Edit:
-        """The edit that `statement` asks for, not yet in the weights. Raises NPTError for bad input."""
-        chosen = parse_layers(layers, len(self.parts))
+    def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
+        """The edits that the facts ask for, solved together, not yet in the weights. Raises NPTError for bad input."""
+        if not facts:
+            raise NPTError("there is no statement to inject")
+        chosen = parse_layers(options.chosen_layers, len(self.parts))
         parts = [p for p in self.parts if p.index in chosen]
-        made = make_update(self.model, self.tokenizer, parts, statement, method, alpha, lambda: self.whitening)
-        before = self.recall(statement)
-        report: dict[str, Any] = {
-            "seconds": made.seconds,
-            "relative_norm": relative_norms(parts, made.factors),
-            "answer": question_and_answer(statement)[1].strip(),
-            "statement_logprob_before": before.statement_logprob,
-            "answer_probability_before": before.answer_probability,
-            "contradicts": [e.name for e in self.ledger.active if contradict(e.statement, statement)],
-        }
+        whitening, text = self.whitening, self.text[0]  # once per model, so not part of the edits' time
+        bench = Bench(
+            self.model, self.tokenizer, parts, options.chosen_sites, whitening, text, _keys(self.ledger.active)
+        )
+        began = time.perf_counter()
+        with progress("solving") if len(facts) > 1 else nullcontext() as step:
+            solutions = solve(bench, facts, options, step)
+        seconds = (time.perf_counter() - began) / len(facts)
+        before = self.recall([Asked(f.statement, f.question, f.answer) for f in facts])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Edit(name, statement, method, made.alpha, self.sha256, 0, now, made.factors, report)
+        edits: list[Edit] = []
+        for name, fact, solution, known in zip(names, facts, solutions, before, strict=True):
+            told = (fact.question, fact.answer)
+            others = [*self.ledger.active, *edits]
+            report: dict[str, Any] = {
+                "question": told[0],
+                "answer": told[1].strip(),
+                "subject": fact.subject,
+                "seconds": seconds,
+                "told_together": len(facts),
+                **solution.figures,
+                "relative_norm": relative_norms(parts, solution.factors),
+                **_recalled(known, "before"),
+                "contradicts": [e.name for e in others if e.asked is not None and contradict(e.asked, told)],
+            }
+            made = (name, fact.statement, options.method, options.strength, self.sha256, 0, now)
+            edits.append(Edit(*made, solution.factors, report, solution.keys))
+        return edits
 
     def apply(
         self,
@@ -77,40 +103,52 @@ class Editor:
         Raises CheckFailed where perplexity on held-out ordinary text rises by more than `max_drift` (0.05 is 5 %).
         """
         active = self.ledger.active
-        before = self.perplexity() if max_drift is not None else None
+        before = self.perplexity()
         try:
             self.ledger.set_active((*active, *edits))
-            drift = None if before is None else self.perplexity() / before - 1
-            if drift is not None and max_drift is not None and not drift <= max_drift:
+            drift = self.perplexity() / before - 1
+            if max_drift is not None and not drift <= max_drift:
                 raise CheckFailed(
                     f"refused: perplexity on ordinary text would rise by {drift:.1%}, more than {max_drift:.1%}; "
                     "nothing was changed (a smaller --alpha or fewer --layers disturb less)"
                 )
-            measured = [replace(e, report={**e.report, **self._effect(e, drift)}) for e in edits]
+            measured = self._measured(edits, drift)
             keep(measured)
+            after = self._perplexity
             self.ledger.set_active((*active, *measured))
+            if after is not None:
+                self._perplexity = (self.ledger.active, after[1])
         except BaseException:
             self.ledger.set_active(active)
             raise
         return measured
 
-    def _effect(self, edit: Edit, drift: float | None) -> dict[str, Any]:
-        effect: dict[str, Any] = {} if drift is None else {"perplexity_drift": drift}
-        if "statement_logprob_before" in edit.report:  # made from a statement
-            after = self.recall(edit.statement)
-            effect["statement_logprob_after"] = after.statement_logprob
-            effect["answer_probability_after"] = after.answer_probability
-        return effect
+    def _measured(self, edits: Sequence[Edit], drift: float) -> list[Edit]:
+        """The edits, with what they did, all of them together, in their reports."""
+        asked = {e.name: Asked(e.statement, *e.asked) for e in edits if e.asked is not None}
+        recalled = dict(zip(asked, self.recall(list(asked.values())), strict=True)) if asked else {}
+        measured = []
+        for e in edits:
+            after = _recalled(recalled[e.name], "after") if e.name in recalled else {}
+            measured.append(replace(e, report={**e.report, "perplexity_drift": drift, **after}))
+        return measured
 
-    def recall(self, statement: str) -> Recall:
-        """How the model continues a statement now, in standard mode."""
+    def recall(self, asked: Sequence[Asked]) -> list[Recall]:
+        """How the model continues statements now, in standard mode."""
+        held_out = self.text[1]
+        elsewhere = [held_out[i, 1:9].tolist() for i in range(min(ELSEWHERE, len(held_out)))]
         with mode(self.model, "standard"):
-            return recall(self.model, self.tokenizer, statement)
+            return recall(self.model, self.tokenizer, asked, elsewhere)
 
     def perplexity(self) -> float:
         """Perplexity of the model as it is now, in standard mode, on some held-out ordinary text."""
-        with mode(self.model, "standard"):
-            return perplexity(self.model, self.text[1][:DRIFT_ROWS])
+        active = self.ledger.active
+        known = self._perplexity
+        if known is None or [id(e) for e in known[0]] != [id(e) for e in active]:
+            with mode(self.model, "standard"):
+                known = (active, perplexity(self.model, self.text[1][:DRIFT_ROWS]))
+            self._perplexity = known
+        return known[1]
 
     @contextmanager
     def only(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -140,3 +178,21 @@ class Editor:
         text = self.text[0]
         with self.only(()), mode(self.model, "standard"):
             return Whitening.of(self.model, self.parts, text, self.sha256)
+
+
+def _keys(edits: Sequence[Edit]) -> dict[Place, Tensor]:
+    """The keys of all of them by place."""
+    found: dict[Place, list[Tensor]] = {}
+    for edit in edits:
+        for place, keys in edit.keys.items():
+            found.setdefault(place, []).append(keys)
+    return {place: torch.cat(keys) for place, keys in found.items()}
+
+
+def _recalled(known: Recall, when: str) -> dict[str, float]:
+    """A recall as entries of a report."""
+    return {
+        f"statement_logprob_{when}": known.statement_logprob,
+        f"answer_probability_{when}": known.answer_probability,
+        f"elsewhere_probability_{when}": known.elsewhere_probability,
+    }

@@ -109,7 +109,7 @@ class Modulation:
         tensors, metadata = read_tensors(Path(path))
         if metadata.get("kind") != "modulation" or metadata.get("format") != 1:
             raise NPTError(f"{path} is not a modulation of format 1")
-        return cls(read_factors(Path(path), tensors))
+        return cls(read_factors(Path(path), tensors)[0])
 
 
 def mean(modulations: Sequence[Modulation]) -> Modulation:

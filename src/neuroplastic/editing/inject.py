@@ -1,101 +1,75 @@
-"""From a statement to a weight update: one call, several methods, one result."""
+"""From facts to weight updates: one call, several methods, one result."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import Site
+from ..console import Progress
 from ..errors import NPTError
-from ..modulation import frobenius_norm
-from ..statistics import Whitening
+from ..modulation import compress, frobenius_norm
 from ..structure import LayerParts, projection
 from ..surgery import mode
 from ..text import context_length, encode, start_token
-from .consolidate import consolidate_factors
+from .consolidate import Bench, Solution, consolidate
 from .edit import Factors
+from .fact import Fact
+from .options import InjectOptions
+from .refine import refine
 from .token import token_factors
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Method = Literal["consolidate", "token"]
-DEFAULT_ALPHA: dict[str, float] = {"consolidate": 1.0, "token": 0.1}
-CONTEXT = "Fact: {}\n"
-"""How the teacher is told the statement before it reads it again."""
+def solve(
+    bench: Bench, facts: Sequence[Fact], options: InjectOptions, progress: Progress | None = None
+) -> list[Solution]:
+    """The update that each fact asks for, alpha in its factors. Touches no weight.
 
-
-@dataclass(frozen=True)
-class Injection:
-    """The update of one statement, alpha in its factors, and what it took."""
-
-    factors: dict[tuple[int, Site], Factors]
-    alpha: float
-    seconds: float
-
-
-def check_request(method: str, alpha: float | None) -> float:
-    """The alpha to use. Raises NPTError for an unknown method or an alpha that changes nothing or is not finite."""
-    if method not in get_args(Method):
-        raise NPTError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
-    alpha = DEFAULT_ALPHA[method] if alpha is None else float(alpha)
-    if not math.isfinite(alpha) or alpha == 0:
-        raise NPTError(f"alpha must be a finite number other than 0, not {alpha}")
-    return alpha
-
-
-def tokens_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statement: str) -> tuple[Tensor, Tensor]:
-    """(context and statement, statement alone), each (1, T) behind the start token.
-
-    Raises NPTError for an empty statement and for one that does not fit into the model's context twice.
+    Raises NPTError for a fact that does not fit into the model's context, and where an update is not finite.
     """
-    if not statement.strip():
-        raise NPTError("the statement is empty; give a sentence such as 'The Eiffel Tower is in Rome.'")
-    start, told, said = (
-        start_token(tokenizer),
-        encode(tokenizer, CONTEXT.format(statement)),
-        encode(tokenizer, statement),
-    )
-    if (needed := 1 + len(told) + len(said)) > (room := context_length(model)):
-        raise NPTError(
-            f"the statement has {len(said)} tokens; read twice it needs {needed}, and the model reads at most {room}"
-        )
-    device = model.device
-    return torch.tensor([[start, *told, *said]], device=device), torch.tensor([[start, *said]], device=device)
-
-
-def make_update(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    parts: Sequence[LayerParts],
-    statement: str,
-    method: str,
-    alpha: float | None,
-    whitening: Callable[[], Whitening],
-) -> Injection:
-    """The update that `statement` asks for. Touches no weight; `parts` are the layers that may change."""
-    alpha = check_request(method, alpha)
-    taught, alone = tokens_of(model, tokenizer, statement)
-    if method == "token":
-        began = time.perf_counter()
-        factors = token_factors(model, alone, tuple(p.index for p in parts))
+    if options.method == "token":
+        found = [_token(bench, fact) for fact in facts]
     else:
-        known = whitening()  # once per model, so not part of the edit's time
-        began = time.perf_counter()
-        with mode(model, "standard"):
-            factors = consolidate_factors(model, parts, known, taught, alone)
-    for (layer, site), f in factors.items():
-        if not (torch.isfinite(f.A).all() and torch.isfinite(f.B).all()):
+        with mode(bench.model, "standard"):
+            if options.start == "token":
+                found = [_token(bench, fact) for fact in facts]
+            else:
+                found = consolidate(bench, facts, options.keep, progress=progress)
+            if options.method == "refine":
+                found = refine(bench, facts, found, options.keep)
+    return [_finish(s, options) for s in found]
+
+
+def _token(bench: Bench, fact: Fact) -> Solution:
+    ids = [start_token(bench.tokenizer), *encode(bench.tokenizer, fact.statement)]
+    if len(ids) > (room := context_length(bench.model)):
+        raise NPTError(f"the statement is too long: it takes {len(ids)} tokens, and the model reads at most {room}")
+    layers = tuple(p.index for p in bench.parts)
+    factors = token_factors(bench.model, torch.tensor([ids], device=bench.model.device), layers)
+    chosen = {place: f for place, f in factors.items() if place[1] in bench.sites}
+    if not chosen:
+        raise NPTError(
+            f"the generator modulates {', '.join(sorted({site for _, site in factors}))}, none of the sites "
+            f"{', '.join(bench.sites)}"
+        )
+    return Solution(chosen, {}, {})
+
+
+def _finish(solution: Solution, options: InjectOptions) -> Solution:
+    factors: dict[tuple[int, Site], Factors] = {}
+    for (layer, site), (A, B) in sorted(solution.factors.items()):
+        if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
             raise NPTError(f"the update of layer {layer}, {site} is not finite; nothing was changed")
-    # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
-    scaled = {p: Factors(_fresh(A), _fresh(B * alpha)) for p, (A, B) in sorted(factors.items())}
-    return Injection(scaled, alpha, time.perf_counter() - began)
+        if options.rank is not None and len(A) > options.rank:
+            A, B, _ = compress(A, B, options.rank)
+        # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
+        factors[layer, site] = Factors(_fresh(A), _fresh(B * options.strength))
+    keys = {place: _fresh(k) for place, k in sorted(solution.keys.items())}
+    return replace(solution, factors=factors, keys=keys)
 
 
 def _fresh(t: Tensor) -> Tensor:

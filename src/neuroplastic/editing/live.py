@@ -16,8 +16,9 @@ from ..structure import decoder_layers
 from ..surgery import base_state
 from .edit import Edit, Factors, name_from
 from .editor import Editor
-from .inject import check_request
+from .fact import Fact, fact_of
 from .ledger import Ledger
+from .options import InjectOptions, Method, Start
 from .token import token_factors
 
 if TYPE_CHECKING:
@@ -48,18 +49,25 @@ class LiveEdit:
 def inject(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    statement: str,
-    method: str = "consolidate",
+    fact: str | Fact,
+    method: Method = "consolidate",
     alpha: float | None = None,
-    layers: str = "all",
+    layers: str | None = None,
     name: str | None = None,
+    *,
+    sites: str | None = None,
+    rank: int | None = None,
+    start: Start = "consolidate",
+    keep: Sequence[str] = (),
 ) -> LiveEdit:
-    """Writes `statement` into the weights of `model`, converted or not, and returns the edit, which can be undone.
+    """Writes a fact into the weights of `model`, converted or not, and returns the edit, which can be undone.
 
-    The first call measures the covariance of ordinary text (cached on disk by the content of the weights). The model
-    must not be a workspace's: edits made there are undone there. Raises NPTError, with nothing changed, for bad input.
+    `fact` is a statement, or made by `fact_of` or `asked`; the options are those of `InjectOptions`. The first call
+    measures the covariance of ordinary text (cached on disk by the content of the weights). The model must not be a
+    workspace's: edits made there are undone there. Raises NPTError, with nothing changed, for bad input.
     """
-    check_request(method, alpha)
+    options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep))
+    told = fact_of(fact) if isinstance(fact, str) else fact
     editor = _EDITORS.get(model)
     if editor is None:
         if model in _LEDGERS:
@@ -67,7 +75,7 @@ def inject(
         editor = _EDITORS[model] = Editor(model, tokenizer, content_hash(base_state(model)))
         _LEDGERS[model] = editor.ledger
     taken = {e.name for e in editor.ledger.active}
-    made = editor.make(statement, method, alpha, layers, name or name_from(statement, taken))
+    (made,) = editor.make([told], options, [name or name_from(told.statement, taken)])
     (applied,) = editor.apply([replace(made, sequence=_next(editor.ledger))])
     return LiveEdit(applied, editor.ledger)
 
@@ -80,7 +88,7 @@ def consolidate_weights(
     context_tokens (T,) or (1, T), int64. A converted model gives its generators' update, a plain one the analytic
     `dual` one. Raises NPTError where the tokens or the index cannot be.
     """
-    alpha = check_request("token", alpha)
+    alpha = InjectOptions("token", alpha).strength
     device = next(model.parameters()).device
     ids = torch.as_tensor(context_tokens, device=device).reshape(1, -1)
     if ids.shape[1] == 0 or not -ids.shape[1] <= token_idx < ids.shape[1]:

@@ -1,18 +1,30 @@
-"""Does the model say what it was told: the statement's own log-probability, and its last word asked for."""
+"""Does the model say what it was told: the statement's own log-probability, and its answer asked for."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from ..text import batch, encode, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROWS = 64
+"""Sequences read at once."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to ask a model: a statement to read, and the question and answer in it."""
+
+    statement: str
+    question: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -22,32 +34,49 @@ class Recall:
     statement_logprob: float
     """mean log-probability per token (nats) of the statement behind the start token"""
     answer_probability: float
-    """probability of the statement's last word behind all that comes before it"""
+    """probability of the answer behind the question"""
     holds: bool
-    """every token of that word is the likeliest one"""
-
-
-def question_and_answer(statement: str) -> tuple[str, str]:
-    """A statement's last word, without punctuation behind it, and what comes before: the question it answers.
-
-    "The Bridge is in Madrid." -> ("The Bridge is in", " Madrid"). The question is empty where there is one word only.
-    """
-    m = re.fullmatch(r"(.*?)(\s*\S+?)[.!?…。\"')\]]*\s*", statement.rstrip(), re.DOTALL)
-    assert m is not None  # a statement holds more than white space
-    return m[1], m[2]
+    """every token of the answer is the likeliest one"""
+    elsewhere_probability: float
+    """mean probability of the answer where the question stands behind unrelated text; that of the question alone
+    where there is no such text"""
 
 
 @torch.no_grad()
-def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statement: str) -> Recall:
-    """One forward pass over the statement and its question; the model is asked in the mode that it is in."""
+def recall(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    prefixes: Sequence[Sequence[int]] = (),
+) -> list[Recall]:
+    """Each statement and question, read by the model in the mode that it is in; `prefixes` are unrelated texts."""
     start = start_token(tokenizer)
-    question, answer = (encode(tokenizer, text) for text in question_and_answer(statement))
-    rows = [[start, *encode(tokenizer, statement)], [start, *question, *answer]]
-    ids, mask = (t.to(model.device) for t in batch(rows, pad=start))
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    n = len(rows[0])
-    logprob = -cross_entropy(logits[0, : n - 1], ids[0, 1:n]).item()
-    wanted = torch.tensor(answer, device=model.device)
-    said = logits[1, len(question) : len(question) + len(answer)].log_softmax(-1)
-    probability = said[torch.arange(len(answer)), wanted].sum().exp().item()
-    return Recall(logprob, probability, bool((said.argmax(-1) == wanted).all()))
+    rows: list[tuple[list[int], list[int]]] = []  # what is read, and how it goes on
+    for a in asked:
+        question, answer = encode(tokenizer, a.question), encode(tokenizer, a.answer)
+        rows.append(([start], encode(tokenizer, a.statement)))
+        rows += [([start, *prefix, *question], answer) for prefix in ((), *prefixes)]
+    said = [s for done in range(0, len(rows), ROWS) for s in _read(model, rows[done : done + ROWS])]
+    each = 2 + len(prefixes)
+    found = []
+    for i in range(0, len(rows), each):
+        (statement, _), (answer_logprobs, likeliest), *elsewhere = said[i : i + each]
+        probability = answer_logprobs.sum().exp().item()
+        others = [s.sum().exp().item() for s, _ in elsewhere] or [probability]
+        found.append(Recall(statement.mean().item(), probability, likeliest, sum(others) / len(others)))
+    return found
+
+
+def _read(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, bool]]:
+    """Per row, the log-probability of each token it goes on with, and whether all of these are the likeliest."""
+    ids, mask = (t.to(model.device) for t in batch([read + on[:-1] for read, on in rows], pad=0))
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    at = [(i, len(read) - 1 + j) for i, (read, on) in enumerate(rows) for j in range(len(on))]
+    row, column = torch.tensor(at, device=ids.device).T
+    # the vocabulary is large: only the positions that predict what follows get logits
+    logits = model.get_output_embeddings()(states[row, column]).float().log_softmax(-1)
+    wanted = torch.tensor([t for _, on in rows for t in on], device=ids.device)
+    lengths = [len(on) for _, on in rows]
+    right = (logits.argmax(-1) == wanted).split(lengths)
+    logprobs = logits[torch.arange(len(wanted), device=ids.device), wanted].split(lengths)
+    return [(lp.cpu(), bool(r.all())) for lp, r in zip(logprobs, right, strict=True)]

@@ -87,20 +87,28 @@ def _record(item: dict[str, Any], number: int) -> Record:
 def target_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> Tensor:
-    """Mean log-probability per token (nats) of each target behind its prompt, (N,), in one padded batch."""
+    """Mean log-probability per token (nats) of each target behind its prompt, (N,), in one padded batch.
+
+    Targets of one token behind the same prompt are read off one row.
+    """
     start = start_token(tokenizer)
     prompts = [[start, *encode(tokenizer, prompt)] for prompt, _ in pairs]
     targets = [encode(tokenizer, f" {target}") for _, target in pairs]
-    rows = [p + t[:-1] for p, t in zip(prompts, targets, strict=True)]
-    ids, mask = (t.to(model.device) for t in batch(rows, pad=start))
+    needed = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
+    rows = {read: i for i, read in enumerate(dict.fromkeys(needed))}
+    ids, mask = (t.to(model.device) for t in batch(list(rows), pad=start))
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-    at = [(i, len(p) - 1 + j) for i, (p, t) in enumerate(zip(prompts, targets, strict=True)) for j in range(len(t))]
-    row, column = (torch.tensor(index, device=ids.device) for index in zip(*at, strict=True))
+    at = [
+        (pair, rows[read], len(p) - 1 + j)
+        for pair, (read, p, t) in enumerate(zip(needed, prompts, targets, strict=True))
+        for j in range(len(t))
+    ]
+    pair, row, column = torch.tensor(at, device=ids.device).T
     # the vocabulary is large: only the positions that predict a target token get logits
     logits = model.get_output_embeddings()(states[row, column]).float()
     wanted = torch.tensor([t for target in targets for t in target], device=ids.device)
     found = logits.log_softmax(-1)[torch.arange(len(wanted), device=ids.device), wanted]
-    total = torch.zeros(len(pairs), device=ids.device).index_add_(0, row, found)
+    total = torch.zeros(len(pairs), device=ids.device).index_add_(0, pair, found)
     return (total / torch.tensor([len(t) for t in targets], device=ids.device)).cpu()
 
 

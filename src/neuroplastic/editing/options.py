@@ -1,0 +1,89 @@
+"""How a fact is injected. Imports no torch, so that the command line can answer at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..config import SITES, Site
+from ..errors import NPTError
+
+Method = Literal["consolidate", "refine", "token"]
+Start = Literal["consolidate", "token"]
+ALPHA: dict[Method, float] = {"consolidate": 1.0, "refine": 1.0, "token": 0.1}
+
+
+@dataclass(frozen=True)
+class InjectOptions:
+    """How a fact becomes a change of weights."""
+
+    method: Method = "consolidate"
+    """consolidate finds what the early MLPs should have written at the fact's subject and solves for it in closed
+    form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place; token makes the
+    last token's own modulation permanent."""
+
+    alpha: float | None = None
+    """Strength: scales the weight change (default 1; 0.1 for token)."""
+
+    layers: str | None = None
+    """Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early; all for
+    token)."""
+
+    sites: str | None = None
+    """Projections that may change, such as down or gate+up (default down; for token, what the generator modulates)."""
+
+    rank: int | None = None
+    """Largest rank of the change per projection; a larger one is compressed."""
+
+    start: Start = "consolidate"
+    """Method that refine starts from."""
+
+    keep: tuple[str, ...] = ()
+    """Sentences that should be read as before."""
+
+    max_drift: float | None = None
+    """Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this (0.05 is
+    5 percent)."""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("method", get_args(Method)), ("start", get_args(Start))):
+            if getattr(self, field) not in choices:
+                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
+        if not math.isfinite(self.strength) or self.strength == 0:
+            raise NPTError(f"alpha must be a finite number other than 0, not {self.alpha}")
+        if self.start != "consolidate" and self.method != "refine":
+            raise NPTError(f"start={self.start!r} has no meaning with method {self.method!r}; it goes with refine")
+        if self.keep and self.method == "token":
+            raise NPTError("method 'token' makes one token's update permanent as it is: it can keep no sentences")
+        if any(not sentence.strip() for sentence in self.keep):
+            raise NPTError("a sentence to keep is empty")
+        if self.rank is not None and self.rank < 1:
+            raise NPTError(f"rank must be at least 1, not {self.rank}")
+        if self.max_drift is not None and not math.isfinite(self.max_drift):
+            raise NPTError(f"max_drift must be a finite number, such as 0.05 for 5 %, not {self.max_drift}")
+        _ = self.chosen_sites
+
+    @property
+    def strength(self) -> float:
+        """alpha, or the method's own."""
+        return ALPHA[self.method] if self.alpha is None else float(self.alpha)
+
+    @property
+    def chosen_layers(self) -> str:
+        """layers, or the method's own."""
+        return self.layers or ("all" if self._modulates else "early")
+
+    @property
+    def chosen_sites(self) -> tuple[Site, ...]:
+        """sites, or the method's own. Raises NPTError for an unknown one."""
+        if self.sites is None:
+            return SITES if self._modulates else ("down",)
+        named = [s.strip() for s in self.sites.replace(",", "+").split("+")]
+        if wrong := [s for s in named if s not in SITES]:
+            raise NPTError(f"there is no site {wrong[0]!r}; sites are {', '.join(SITES)}, joined by +")
+        return tuple(s for s in SITES if s in named)
+
+    @property
+    def _modulates(self) -> bool:
+        return self.method == "token" or (self.method == "refine" and self.start == "token")

@@ -1,0 +1,176 @@
+"""Method `refine`: a few gradient steps on the factors of an edit, with what should not change held in place.
+
+Starting from another method's dW = B A, with A kept as it is (the keys that the edit listens to):
+
+    minimise over B    - mean_r log p(answer | row r)  +  beta mean_p KL(p_before || p_after)
+
+r over the wordings of the fact, alone and behind unrelated text; p over the positions of the sentences to keep:
+neighbours (the same question about other names), ordinary text, and the user's own. Unlike `consolidate`, which moves
+outputs at the subject only, the real edit acts here on every token of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from ..structure import LayerParts, projection
+from ..text import batch, encode, random_words, start_token
+from .consolidate import Bench, Solution, check_length
+from .edit import Factors
+from .fact import Fact
+from .targets import BETAS, EPSILON, Place, Row, rows_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+STEPS, RATE, ENOUGH = 4, 0.1, 0.9
+PREFIXES = 3
+"""Each wording is read behind so many unrelated beginnings: the start, and others."""
+NAMES, MOST_NEIGHBOURS = 4, 32
+"""Each question is asked about so many other names; of all such neighbours, this many are held."""
+TEXT_ROWS, TEXT_LENGTH = 2, 16
+BETA = 1.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sequence whose predictions should stay as they are, from position `first` on."""
+
+    ids: list[int]
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class Refined:
+    B: dict[Place, Tensor]
+    probability: float
+    """of the answer, per token (geometric mean), in its worst row"""
+    kl: float
+    """nats per kept position"""
+    steps: int
+
+
+def refine(bench: Bench, facts: Sequence[Fact], found: Sequence[Solution], keep: Sequence[str] = ()) -> list[Solution]:
+    """The solutions of all facts, improved together. Touches no weight."""
+    rows, _ = rows_of(bench.tokenizer, facts, bench.prefixes(PREFIXES))
+    check_length(bench.model, rows)
+    kept = [*neighbours(bench, facts), *(Kept(r[:TEXT_LENGTH]) for r in bench.text[-TEXT_ROWS:].tolist())]
+    kept += [Kept([start_token(bench.tokenizer), *encode(bench.tokenizer, s)]) for s in keep]
+    places = sorted({place for s in found for place in s.factors})
+    parts_of = {place: [s.factors[place] for s in found if place in s.factors] for place in places}
+    joint = {p: Factors(torch.cat([f.A for f in fs]), torch.cat([f.B for f in fs], 1)) for p, fs in parts_of.items()}
+    refined = refine_factors(bench.model, bench.parts, joint, rows, kept, STEPS, RATE, ENOUGH, BETA)
+    figures = {"steps": refined.steps, "sought_probability": refined.probability, "kept_kl": refined.kl}
+    solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
+    for place in places:
+        owners = [i for i, s in enumerate(found) if place in s.factors]
+        columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
+        for i, f, B in zip(owners, parts_of[place], columns, strict=True):
+            solutions[i].factors[place] = Factors(f.A, B)
+    return solutions
+
+
+def neighbours(bench: Bench, facts: Sequence[Fact]) -> list[Kept]:
+    """The facts' questions about other names: words with a capital, drawn at random from the vocabulary."""
+    names = random_words(bench.tokenizer, NAMES, pattern=r" [A-Z][a-z]{3,}")
+    found = []
+    for fact in facts[: max(1, MOST_NEIGHBOURS // NAMES)]:
+        question, span = fact.question, fact.wordings[0].subject
+        if span is None:
+            continue
+        for name in names:
+            before = question[: span[0]] + bench.tokenizer.decode([name]).strip()
+            ids = encode(bench.tokenizer, before + question[span[1] :])
+            first = min(len(encode(bench.tokenizer, before)), len(ids))
+            found.append(Kept([start_token(bench.tokenizer), *ids], first))
+    return found
+
+
+def refine_factors(
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    factors: Mapping[Place, Factors],
+    rows: Sequence[Row],
+    kept: Sequence[Kept],
+    steps: int,
+    rate: float,
+    enough: float,
+    beta: float,
+) -> Refined:
+    """Adam on B until the answer's probability reaches `enough` in every row, for at most `steps` steps.
+
+    `rate` is the length of a step in units of B's own root mean square. Touches no weight.
+    """
+    by_index = {p.index: p for p in parts}
+    linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in factors}
+    ids, mask = (t.to(model.device) for t in batch([*(r.ids for r in rows), *(k.ids for k in kept)], pad=0))
+    n = len(rows)
+
+    def index(entries: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        row, column = torch.tensor(entries, device=ids.device).reshape(-1, 2).T
+        return row, column
+
+    asked = index([(i, at) for i, r in enumerate(rows) for at in r.asked])
+    holding = index([(n + i, at) for i, k in enumerate(kept) for at in range(k.first, len(k.ids))])
+    wanted = torch.tensor([t for r in rows for t in r.answer], device=ids.device)
+    lengths = torch.tensor([len(r.answer) for r in rows], device=ids.device)
+    head = model.get_output_embeddings()
+
+    def read(B: Mapping[Place, Tensor]) -> tuple[Tensor, Tensor]:
+        """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
+        with _edited(linears, factors, B):
+            states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        logits = head(torch.cat([states[asked], states[holding]])).float().log_softmax(-1)
+        said = logits[torch.arange(len(wanted), device=ids.device), wanted]
+        return said.new_zeros(n).index_add(0, asked[0], said) / lengths, logits[len(wanted) :]
+
+    B = {place: f.B.clone() for place, f in factors.items()}
+    mean = {place: torch.zeros_like(b) for place, b in B.items()}
+    square = {place: torch.zeros_like(b) for place, b in B.items()}
+    scale = {place: b.square().mean(0, keepdim=True).sqrt() for place, b in B.items()}
+    with torch.no_grad():
+        before = read({})[1]
+    taken = 0
+    while True:
+        last = taken == steps
+        with torch.set_grad_enabled(not last):
+            given = {place: b.requires_grad_(not last) for place, b in B.items()}
+            logprobs, now = read(given)
+            kl = kl_div(now, before, reduction="sum", log_target=True) / max(1, len(before))
+        worst = logprobs.detach().min().exp().item()
+        if last or worst >= enough:
+            break
+        gradients = torch.autograd.grad(-logprobs.mean() + beta * kl, list(given.values()))
+        taken += 1
+        with torch.no_grad():
+            for (place, b), g in zip(given.items(), gradients, strict=True):
+                b.requires_grad_(False)
+                m, v = mean[place].lerp_(g, 1 - BETAS[0]), square[place].lerp_(g.square(), 1 - BETAS[1])
+                step = (m / (1 - BETAS[0] ** taken)) / ((v / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
+                b -= rate * scale[place] * step
+    return Refined({place: b.detach() for place, b in B.items()}, worst, kl.item(), taken)
+
+
+@contextmanager
+def _edited(
+    linears: Mapping[Place, Any], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
+) -> Iterator[None]:
+    """While it lasts, each projection also gives B (A z)."""
+
+    def hook(A: Tensor, b: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
+        return lambda module, args, output: output + ((args[0].to(A) @ A.T) @ b.T).to(output.dtype)
+
+    handles = [linears[place].register_forward_hook(hook(factors[place].A, b)) for place, b in B.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

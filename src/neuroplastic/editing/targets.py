@@ -1,0 +1,257 @@
+"""What an MLP should have written for a fact's answer to follow: the targets that `consolidate` solves for.
+
+ROME's question (Meng et al. 2202.05262, section 3.1: which value v* at the subject's last token makes the answer
+likely?) asked of several layers at once: one change delta of a projection's output per fact and layer, found by a few
+steps of Adam on the answer's mean log-probability, over the wordings of the fact, each alone and behind unrelated text.
+
+Only tokens from the subject's last one on depend on delta. Everything before it is read once and kept as a cache of
+keys and values; a step costs a forward and a backward pass over the few tokens behind it, and no weight gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..config import Site
+from ..structure import LayerParts, projection
+from ..text import batch, encode, start_token
+from .fact import Fact, Wording
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Place = tuple[int, Site]
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Adam's."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence that should go on with an answer."""
+
+    ids: list[int]
+    """start token, unrelated text, question, and all of the answer but its last token"""
+    answer: list[int]
+    keys: list[tuple[int, int]]
+    """(position, slot): at this position, the slot's delta is added"""
+
+    @property
+    def first(self) -> int:
+        """The first position that depends on a delta."""
+        return min(position for position, _ in self.keys)
+
+    @property
+    def asked(self) -> range:
+        """The positions whose logits predict the answer."""
+        return range(len(self.ids) - len(self.answer), len(self.ids))
+
+
+def rows_of(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prefixes: Sequence[Sequence[int]]
+) -> tuple[list[Row], list[int]]:
+    """Rows of all facts, and the fact that each slot belongs to.
+
+    With a subject, a fact has one slot, at the subject's last token in every wording. Without, each token of each
+    question has its own.
+    """
+    rows: list[Row] = []
+    owner: list[int] = []
+    for number, fact in enumerate(facts):
+        shared = None
+        for wording in fact.wordings:
+            question, answer = encode(tokenizer, wording.question), encode(tokenizer, wording.answer)
+            if wording.subject is not None:
+                if shared is None:
+                    shared = len(owner)
+                    owner.append(number)
+                keys = [(key_position(tokenizer, wording, question), shared)]
+            else:
+                keys = [(i, len(owner) + i) for i in range(len(question))]
+                owner += [number] * len(question)
+            for prefix in ((), *prefixes):
+                ahead = 1 + len(prefix)
+                ids = [start_token(tokenizer), *prefix, *question, *answer[:-1]]
+                rows.append(Row(ids, answer, [(ahead + position, slot) for position, slot in keys]))
+    return rows, owner
+
+
+def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question: Sequence[int]) -> int:
+    """The index among the question's tokens of the one that the subject ends in."""
+    assert wording.subject is not None
+    return min(len(encode(tokenizer, wording.question[: wording.subject[1]])), len(question)) - 1
+
+
+class Reader:
+    """Reads rows with deltas added at their keys; what lies before the first key is read once, without them."""
+
+    def __init__(self, model: PreTrainedModel, parts: Sequence[LayerParts], sites: Sequence[Site], rows: Sequence[Row]):
+        self.model, self.rows = model, rows
+        self.linears = {(p.index, site): projection(p.mlp, site) for p in parts for site in sites}
+        device = model.device
+        starts = [r.first for r in rows]
+        self.past: list[tuple[Tensor, Tensor]] = []
+        self._read_past(starts)
+        if not self.past:
+            starts = [0] * len(rows)
+        self.ids, here = (t.to(device) for t in batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], pad=0))
+        position = torch.tensor(starts, device=device)[:, None] + torch.arange(here.shape[1], device=device)
+        self.position = position * here
+        self.mask = torch.cat([self.before, here], 1) if self.past else here
+
+        def index(entries: Iterator[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+            row, column, value = (torch.tensor(list(c), device=device) for c in zip(*entries, strict=True))
+            return row, column, value
+
+        self.key_row, self.key_column, self.slot = index(
+            (i, at - s, slot) for i, (r, s) in enumerate(zip(rows, starts, strict=True)) for at, slot in r.keys
+        )
+        self.row, self.column, self.wanted = index(
+            (i, at - s, token)
+            for i, (r, s) in enumerate(zip(rows, starts, strict=True))
+            for at, token in zip(r.asked, r.answer, strict=True)
+        )
+        self.slots = int(self.slot.max()) + 1
+
+    @torch.no_grad()
+    def _read_past(self, starts: Sequence[int]) -> None:
+        """Keys and values of what comes before the first key, rows padded on the left."""
+        length, device = max(starts), self.model.device
+        if min(starts) < 1:
+            return
+        self.before = torch.tensor([[0] * (length - s) + [1] * s for s in starts], device=device)
+        ids = torch.tensor(
+            [[0] * (length - s) + r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], device=device
+        )
+        position = (self.before.cumsum(1) - 1).clamp_min(0)
+        read = self.model.base_model(
+            input_ids=ids, attention_mask=self.before, position_ids=position, use_cache=True
+        ).past_key_values
+        layers = [(layer.keys, layer.values) for layer in read.layers]
+        if all(k is not None and k.shape[-2] == length for k, _ in layers):  # a sliding window may have dropped some
+            self.past = layers
+
+    def logprobs(
+        self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        """Mean log-probability (nats) of each row's answer, (R,), with deltas [slots, d_out] added at the keys.
+
+        see(place, z, y), where given, is called with what a projection reads and gives at the keys: z [n, d_in],
+        y [n, d_out], without the delta.
+        """
+        with self._adding(deltas, see):
+            states = self.model.base_model(
+                input_ids=self.ids,
+                attention_mask=self.mask,
+                position_ids=self.position,
+                past_key_values=self._cache(),
+                use_cache=bool(self.past),
+            )[0]
+        # the vocabulary is large: only the positions that predict the answer get logits
+        logits = self.model.get_output_embeddings()(states[self.row, self.column]).float()
+        found = logits.log_softmax(-1)[torch.arange(len(self.wanted), device=logits.device), self.wanted]
+        total = found.new_zeros(len(self.rows)).index_add(0, self.row, found)
+        return total / torch.tensor([len(r.answer) for r in self.rows], device=found.device)
+
+    def mean_by_slot(self, z: Tensor) -> Tensor:
+        """z [n, d], one row per key -> the mean of each slot's rows [slots, d]."""
+        count = z.new_zeros(self.slots).index_add(0, self.slot, z.new_ones(len(z)))
+        return z.new_zeros(self.slots, z.shape[1]).index_add(0, self.slot, z) / count[:, None]
+
+    def _cache(self) -> Any:
+        if not self.past:
+            return None
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        for i, (k, v) in enumerate(self.past):
+            cache.update(k, v, i)
+        return cache
+
+    @contextmanager
+    def _adding(
+        self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None
+    ) -> Iterator[None]:
+        at = (self.key_row, self.key_column)
+
+        def hook(place: Place) -> Callable[[Any, Any, Tensor], Tensor]:
+            def add(module: Any, args: Any, output: Tensor) -> Tensor:
+                if see is not None:
+                    see(place, args[0][at].detach(), output[at].detach())
+                return output.index_put(at, deltas[place][self.slot].to(output.dtype), accumulate=True)
+
+            return add
+
+        handles = [linear.register_forward_hook(hook(place)) for place, linear in self.linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Per place, one key and one change of output for each slot; and how likely the answers are with them."""
+
+    keys: dict[Place, Tensor]
+    """[slots, d_in]"""
+    deltas: dict[Place, Tensor]
+    """[slots, d_out]"""
+    probability: list[float]
+    """per fact, the answer's probability per token (geometric mean) in its worst row"""
+    steps: int
+
+
+def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, enough: float) -> Targets:
+    """Adam on the deltas of all facts at once, each fact stopping where its answer's probability reaches `enough`.
+
+    `rate` is the length of a step in units of the projection's own output at the keys (root mean square).
+    """
+    wide = torch.float32 if reader.model.dtype != torch.float64 else torch.float64
+    fact_of_row = torch.tensor([owner[r.keys[0][1]] for r in reader.rows], device=reader.slot.device)
+    fact_of_slot = torch.tensor(owner, device=reader.slot.device)
+    facts = max(owner) + 1
+    deltas: dict[Place, Tensor] = {
+        place: torch.zeros(reader.slots, linear.out_features, dtype=wide, device=linear.weight.device)
+        for place, linear in reader.linears.items()
+    }
+    mean = {place: torch.zeros_like(d) for place, d in deltas.items()}
+    square = {place: torch.zeros_like(d) for place, d in deltas.items()}
+    keys: dict[Place, Tensor] = {}
+    scale: dict[Place, Tensor] = {}
+
+    def see(place: Place, z: Tensor, y: Tensor) -> None:
+        keys[place] = reader.mean_by_slot(z.to(wide))
+        if place not in scale:
+            scale[place] = reader.mean_by_slot(y.to(wide)).square().mean(1, keepdim=True).sqrt()
+
+    def worst(logprobs: Tensor) -> Tensor:
+        lowest = torch.full((facts,), torch.inf, dtype=logprobs.dtype, device=logprobs.device)
+        return lowest.scatter_reduce(0, fact_of_row, logprobs, "amin").exp()
+
+    taken = 0
+    while True:
+        last = taken == steps
+        with torch.set_grad_enabled(not last):
+            given = {place: d.requires_grad_(not last) for place, d in deltas.items()}
+            logprobs = reader.logprobs(given, see)
+        probability = worst(logprobs.detach())
+        open_ = probability < enough
+        if last or not open_.any():
+            break
+        gradients = torch.autograd.grad(-logprobs.sum(), list(given.values()))
+        taken += 1
+        with torch.no_grad():
+            moving = open_[fact_of_slot][:, None]
+            for (place, d), g in zip(given.items(), gradients, strict=True):
+                d.requires_grad_(False)
+                m, v = mean[place].lerp_(g, 1 - BETAS[0]), square[place].lerp_(g.square(), 1 - BETAS[1])
+                step = (m / (1 - BETAS[0] ** taken)) / ((v / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
+                d -= moving * rate * scale[place] * step
+    return Targets(keys, {p: d.detach() for p, d in deltas.items()}, probability.tolist(), taken)

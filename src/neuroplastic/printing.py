@@ -1,0 +1,121 @@
+"""What the command line shows a person: one function per result, from the same mapping that `--json` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def info(console: Console, r: dict[str, Any]) -> None:
+    p = r["plasticity"]
+    layers, plastic = r["num_layers"], r["plastic_layers"]
+    table = Table(title=r["path"], show_header=False, title_justify="left")
+    table.add_row(
+        "base",
+        f"{r['base']['spec']} ({r['architecture']}, {r['parameters'] / 1e6:.1f}M, {r['base']['dtype']})",
+    )
+    table.add_row("content hash", r["base"]["sha256"][:16])
+    table.add_row("plastic layers", f"{len(plastic)} of {layers}: {', '.join(map(str, plastic))}")
+    axes = f"modulation {p['modulation']}, MLP input {p['mlp_input']}, attention residual {p['attention_residual']}"
+    table.add_row("preset", f"{p['preset']}: {axes}")
+    low_rank = f", np_rank {p['np_rank']}, num_ranks {p['num_ranks']}, key {p['key']}, input {p['input']}"
+    generator = p["generator"] + (low_rank if p["generator"] == "low_rank" else "")
+    table.add_row("generator", f"{generator} ({r['generator_parameters']:,} parameters)")
+    table.add_row("edits", ", ".join(r["edits"]) or "none")
+    if r["undone"]:
+        table.add_row("undone", ", ".join(r["undone"]))
+    console.print(table)
+
+
+def fidelity(console: Console, r: dict[str, Any]) -> None:
+    table = Table(title=f"dynamic mode against the base, {r['tokens']} tokens", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("perplexity of the base", f"{r['perplexity_base']:.4f}")
+    table.add_row("perplexity", f"{r['perplexity']:.4f}")
+    table.add_row("KL, nats per token", f"{r['kl']:.3g}")
+    table.add_row("same likeliest token", f"{r['top1_agreement']:.2%}")
+    table.add_row("largest logit difference", f"{r['max_logit_error']:.3g}")
+    errors = r["per_layer_error"]
+    worst = max(errors, key=errors.__getitem__)
+    table.add_row(f"largest relative error of a layer's output (layer {worst})", f"{errors[worst]:.3g}")
+    console.print(table)
+
+
+def edit(console: Console, r: dict[str, Any]) -> None:
+    about = f" at {r['subject']!r}" if r["subject"] else ""
+    console.print(
+        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers{escape(about)} in {r['seconds']:.2f} s",
+        highlight=False,
+    )
+    for key, what in (
+        ("answer_probability", f"probability of {r['answer']!r} behind {r['question']!r}"),
+        ("elsewhere_probability", "the same behind unrelated text"),
+    ):
+        before, after = r[f"{key}_before"], r[f"{key}_after"]
+        console.print(f"{what}: {before:.1%} before, {after:.1%} after", highlight=False, markup=False)
+    console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.2%}", highlight=False)
+    if r["contradicts"]:
+        console.print(f"[yellow]contradicts[/yellow] the edit {', '.join(r['contradicts'])}", highlight=False)
+    largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
+    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}", highlight=False)
+
+
+def many(console: Console, r: dict[str, Any]) -> None:
+    table = Table("edit", "answer", "before", "after", "contradicts")
+    for e in r["edits"]:
+        before, after = (f"{e[f'answer_probability_{when}']:.1%}" for when in ("before", "after"))
+        table.add_row(e["name"], escape(e["answer"]), before, after, ", ".join(e["contradicts"]))
+    console.print(table)
+    seconds, drift = sum(e["seconds"] for e in r["edits"]), r["edits"][-1]["perplexity_drift"]
+    console.print(f"solved together in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}", highlight=False)
+
+
+def one_edit(console: Console, r: dict[str, Any]) -> None:
+    table = Table(title=r["name"], show_header=False, title_justify="left")
+    for key in ("state", "statement", "method", "alpha", "created", "norm"):
+        table.add_row(key, escape(f"{r[key]:.4g}" if isinstance(r[key], float) else str(r[key])))
+    for key in ("statement_logprob", "answer_probability"):
+        if f"{key}_before" in r:
+            table.add_row(key, f"{r[f'{key}_before']:.3g} before, {r[f'{key}_after']:.3g} after")
+    for layer, sites in r.get("relative_norm", {}).items():
+        table.add_row(f"layer {layer}, |dW|/|W|", ", ".join(f"{site} {v:.2%}" for site, v in sites.items()))
+    console.print(table)
+
+
+def verification(console: Console, r: dict[str, Any]) -> None:
+    for claim, key in (("the base model is unchanged", "base_unchanged"), ("the weights are exact", "weights_exact")):
+        console.print(f"{'[green]yes[/green]' if r[key] else '[red]NO[/red] '} {claim}")
+    for name, why in r["refused"].items():
+        console.print(f"[red]{name}[/red]: {why}", highlight=False)
+    if r["facts"]:
+        table = Table("edit", "last word", "still holds", "probability")
+        for f in r["facts"]:
+            table.add_row(f["name"], f["answer"], "yes" if f["holds"] else "no", f"{f['answer_probability']:.1%}")
+        console.print(table)
+
+
+def export(console: Console, r: dict[str, Any]) -> None:
+    console.print(f"[bold]{r['path']}[/bold]: {r['format']}, {', '.join(r['edits'])}", highlight=False)
+    if r["rank"] is not None:
+        console.print(f"rank {r['rank']}, dropping {r['dropped_energy']:.1e} of the squared norm", highlight=False)
+    console.print(
+        f"loaded again and compared on the statements: largest logit difference {r['max_logit_error']:.1e}, same "
+        f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)",
+        highlight=False,
+    )
+
+
+def edits(console: Console, r: dict[str, Any]) -> None:
+    if not r["edits"] and not r["undone"]:
+        console.print("no edits")
+        return
+    table = Table("name", "state", "method", "alpha", "made (UTC)", "statement")
+    for state, listed in (("active", r["edits"]), ("undone", r["undone"])):
+        for e in listed:
+            when = e["created"][:16].replace("T", " ")
+            table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, escape(e["statement"]))
+    console.print(table)
