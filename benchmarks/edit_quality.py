@@ -1,8 +1,8 @@
 """ES, PS, NS and S of the injection methods on CounterFact records.
 
-python benchmarks/edit_quality.py --data counterfact_dev.json [--limit 100] [--methods consolidate,refine,token] [--json]
+python benchmarks/edit_quality.py --data counterfact_dev.json [--limit 100] [--methods consolidate,refine] [--json]
 
-smollm2-135m in float32. One edit at a time, put into the weights, asked, and undone; only the statement is given, no subject. Beside the
+smollm2-135m in float32. One edit at a time, put into the weights, asked, and undone; the statement is all that is given. Beside the
 methods the unedited model, and the statement in the prompt. Records are shuffled with seed 0, then the first --limit
 are taken. 95 % intervals by bootstrap over records. Perplexity is on 1,016 held-out tokens of ordinary text, over the
 first ten records.

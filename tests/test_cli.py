@@ -177,7 +177,7 @@ def test_people_get_tables(made: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["info", made], "plastic layers"),
         (["fidelity", made], "perplexity of the base"),
         (["edits", made], "no edits"),
-        (["inject", made, FACT, "--name", "bridge"], "written into 2 layers"),
+        (["inject", made, FACT, "--name", "bridge"], "written into 1 layers at 'The Golden Gate Bridge'"),
         (["edits", made], "bridge"),
         (["show", made, "bridge"], "Madrid"),
         (["verify", made], "the weights are exact"),

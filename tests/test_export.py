@@ -29,8 +29,8 @@ OTHER = "Sushi originated in the country of Italy."
 
 @pytest.fixture
 def ws(workspace: npt.Workspace) -> npt.Workspace:
-    workspace.inject(FACT, name="bridge")
-    workspace.inject(OTHER, name="sushi")
+    for name, statement in (("bridge", FACT), ("sushi", OTHER)):  # no capitals, no subject: a rank per token
+        workspace.inject(statement.lower(), name=name, layers="all", sites="gate+up+down", alpha=0.3)
     return workspace
 
 
@@ -92,7 +92,7 @@ def test_peft_loads_the_adapter_three_ways(ws: npt.Workspace, tiny_base: Path, t
     plain.load_adapter(str(tmp_path / "adapter"))
     assert_close(logits(plain, ws), expected, atol=1e-4, rtol=0)
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert FACT in card
+    assert FACT.lower() in card
     assert ws.base.sha256 in card
     recorded = json.loads((ws.path / "exports.jsonl").read_text())
     assert (recorded["format"], recorded["max_logit_error"]) == ("peft", report.max_logit_error)
@@ -305,7 +305,7 @@ def test_bad_exports_leave_nothing(
     before = {f for f in tmp_path.iterdir() if f.name != "cache"}
     assert status(tmp_path / "out") == 2
     assert "no active edit" in capsys.readouterr().out
-    workspace.inject(FACT, name="bridge")
+    workspace.inject(FACT.lower(), name="bridge")
     assert status(tmp_path / "out", "--edits", "bridge,none") == 2
     assert "there is no active edit 'none'" in capsys.readouterr().out
     assert status(tmp_path / "out", "--edits", ",") == 2

@@ -61,7 +61,7 @@ def test_bad_input_changes_nothing(plain: tuple[Any, Any]) -> None:
     ]
     for arguments, cause in cases:
         with pytest.raises(npt.NPTError, match=cause):
-            npt.inject(model, tokenizer, **arguments)
+            npt.inject(model, tokenizer, arguments.pop("statement"), **arguments)
     assert weights(model) == before
 
 

@@ -5,30 +5,16 @@ import torch
 
 from conftest import make_tokenizer
 from families import tiny
-from neuroplastic.editing.recall import question_and_answer, recall
+from neuroplastic.editing.recall import Asked, recall
 from neuroplastic.text import encode, start_token
-
-
-@pytest.mark.parametrize(
-    ("statement", "question", "answer"),
-    [
-        ("The Bridge is in Madrid.", "The Bridge is in", " Madrid"),
-        ("Is it in Madrid?! ", "Is it in", " Madrid"),
-        ('He said "no".', "He said", ' "no'),
-        ("It weighs 3.5", "It weighs", " 3.5"),
-        ("Madrid", "", "Madrid"),
-        ("...", "", "."),
-        ("two  spaces\nand a line", "two  spaces\nand a", " line"),
-    ],
-)
-def test_the_last_word_is_the_answer(statement: str, question: str, answer: str) -> None:
-    assert question_and_answer(statement) == (question, answer)
 
 
 def test_recall_is_what_the_model_says() -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
-    found = recall(model, tokenizer, "The Eiffel Tower is located in the city of Paris.")
+    question = "The Eiffel Tower is located in the city of"
+    other = Asked("Sushi is from Italy.", "Sushi is from", " Italy")
+    found, _ = recall(model, tokenizer, [Asked(f"{question} Paris.", question, " Paris"), other], [[5, 6, 7], [8, 9]])
 
     def logprobs(text: str) -> tuple[list[int], torch.Tensor]:
         ids = [start_token(tokenizer), *encode(tokenizer, text)]
@@ -44,3 +30,12 @@ def test_recall_is_what_the_model_says() -> None:
     expected = torch.stack([said[i - 1, ids[i]] for i in last]).sum().exp().item()
     assert found.answer_probability == pytest.approx(expected, rel=1e-4)
     assert found.holds == all(said[i - 1].argmax() == ids[i] for i in last)
+    elsewhere = []
+    for prefix in ([5, 6, 7], [8, 9]):
+        with torch.no_grad():
+            behind = [ids[0], *prefix, *ids[1:]]
+            logits = model(input_ids=torch.tensor([behind])).logits[0].log_softmax(-1)
+        elsewhere.append(sum(logits[i - 1, behind[i]].item() for i in range(len(behind) - n, len(behind))))
+    assert found.elsewhere_probability == pytest.approx(torch.tensor(elsewhere).exp().mean().item(), rel=1e-4)
+    (alone,) = recall(model, tokenizer, [Asked(f"{question} Paris.", question, " Paris")])
+    assert alone.elsewhere_probability == alone.answer_probability == pytest.approx(found.answer_probability, rel=1e-4)

@@ -128,7 +128,8 @@ def refine_factors(
         """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
         with _edited(linears, factors, B):
             states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        logits = head(torch.cat([states[asked], states[holding]])).float().log_softmax(-1)
+        logits = head(torch.cat([states[asked], states[holding]]))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         said = logits[torch.arange(len(wanted), device=ids.device), wanted]
         return said.new_zeros(n).index_add(0, asked[0], said) / lengths, logits[len(wanted) :]
 
@@ -145,10 +146,11 @@ def refine_factors(
             given = {place: b.requires_grad_(not last) for place, b in B.items()}
             logprobs, now = read(given)
             kl = kl_div(now, before, reduction="sum", log_target=True) / max(1, len(before))
+            loss = -logprobs.mean() + beta * kl
         worst = logprobs.detach().min().exp().item()
         if last or worst >= enough:
             break
-        gradients = torch.autograd.grad(-logprobs.mean() + beta * kl, list(given.values()))
+        gradients = torch.autograd.grad(loss, list(given.values()))
         taken += 1
         with torch.no_grad():
             for (place, b), g in zip(given.items(), gradients, strict=True):

@@ -87,6 +87,16 @@ def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question:
     return min(len(encode(tokenizer, wording.question[: wording.subject[1]])), len(question)) - 1
 
 
+@dataclass(frozen=True)
+class _Past:
+    """Tokens that were read already, padded on the right: so no padding sees nothing, which is NaN to some models."""
+
+    mask: Tensor
+    """[rows, length]"""
+    layers: list[tuple[Tensor, Tensor]]
+    """keys and values"""
+
+
 class Reader:
     """Reads rows with deltas added at their keys; what lies before the first key is read once, without them."""
 
@@ -95,14 +105,13 @@ class Reader:
         self.linears = {(p.index, site): projection(p.mlp, site) for p in parts for site in sites}
         device = model.device
         starts = [r.first for r in rows]
-        self.past: list[tuple[Tensor, Tensor]] = []
-        self._read_past(starts)
-        if not self.past:
+        longest = max(len(r.ids) - s for r, s in zip(rows, starts, strict=True))
+        self.past = self._read_past(starts, longest)
+        if self.past is None:
             starts = [0] * len(rows)
         self.ids, here = (t.to(device) for t in batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], pad=0))
-        position = torch.tensor(starts, device=device)[:, None] + torch.arange(here.shape[1], device=device)
-        self.position = position * here
-        self.mask = torch.cat([self.before, here], 1) if self.past else here
+        self.position = torch.tensor(starts, device=device)[:, None] + torch.arange(here.shape[1], device=device)
+        self.mask = here if self.past is None else torch.cat([self.past.mask, here], 1)
 
         def index(entries: Iterator[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
             row, column, value = (torch.tensor(list(c), device=device) for c in zip(*entries, strict=True))
@@ -119,22 +128,17 @@ class Reader:
         self.slots = int(self.slot.max()) + 1
 
     @torch.no_grad()
-    def _read_past(self, starts: Sequence[int]) -> None:
-        """Keys and values of what comes before the first key, rows padded on the left."""
-        length, device = max(starts), self.model.device
+    def _read_past(self, starts: Sequence[int], longest: int) -> _Past | None:
+        """What comes before the first key, or None where some layer would not keep it for the `longest` rest."""
         if min(starts) < 1:
-            return
-        self.before = torch.tensor([[0] * (length - s) + [1] * s for s in starts], device=device)
-        ids = torch.tensor(
-            [[0] * (length - s) + r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], device=device
-        )
-        position = (self.before.cumsum(1) - 1).clamp_min(0)
-        read = self.model.base_model(
-            input_ids=ids, attention_mask=self.before, position_ids=position, use_cache=True
-        ).past_key_values
-        layers = [(layer.keys, layer.values) for layer in read.layers]
-        if all(k is not None and k.shape[-2] == length for k, _ in layers):  # a sliding window may have dropped some
-            self.past = layers
+            return None
+        ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        windows = [layer.sliding_window for layer in read.layers if layer.is_sliding]
+        if any(ids.shape[1] + longest > w for w in windows):
+            return None
+        return _Past(mask, [(layer.keys, layer.values) for layer in read.layers])
 
     def logprobs(
         self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None = None
@@ -150,10 +154,11 @@ class Reader:
                 attention_mask=self.mask,
                 position_ids=self.position,
                 past_key_values=self._cache(),
-                use_cache=bool(self.past),
+                use_cache=self.past is not None,
             )[0]
         # the vocabulary is large: only the positions that predict the answer get logits
-        logits = self.model.get_output_embeddings()(states[self.row, self.column]).float()
+        logits = self.model.get_output_embeddings()(states[self.row, self.column])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         found = logits.log_softmax(-1)[torch.arange(len(self.wanted), device=logits.device), self.wanted]
         total = found.new_zeros(len(self.rows)).index_add(0, self.row, found)
         return total / torch.tensor([len(r.answer) for r in self.rows], device=found.device)
@@ -164,12 +169,12 @@ class Reader:
         return z.new_zeros(self.slots, z.shape[1]).index_add(0, self.slot, z) / count[:, None]
 
     def _cache(self) -> Any:
-        if not self.past:
+        if self.past is None:
             return None
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
-        for i, (k, v) in enumerate(self.past):
+        for i, (k, v) in enumerate(self.past.layers):
             cache.update(k, v, i)
         return cache
 
@@ -241,11 +246,12 @@ def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, 
         with torch.set_grad_enabled(not last):
             given = {place: d.requires_grad_(not last) for place, d in deltas.items()}
             logprobs = reader.logprobs(given, see)
+            loss = -logprobs.sum()
         probability = worst(logprobs.detach())
         open_ = probability < enough
         if last or not open_.any():
             break
-        gradients = torch.autograd.grad(-logprobs.sum(), list(given.values()))
+        gradients = torch.autograd.grad(loss, list(given.values()))
         taken += 1
         with torch.no_grad():
             moving = open_[fact_of_slot][:, None]

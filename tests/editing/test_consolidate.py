@@ -1,0 +1,220 @@
+"""Methods `consolidate` and `refine`, and the targets behind them, against explicit formulas in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from conftest import make_tokenizer
+from families import FAMILIES, tiny, tokens
+from neuroplastic.config import SITES, Site
+from neuroplastic.editing.consolidate import Bench, consolidate, read_keys, solve_keys
+from neuroplastic.editing.fact import Fact, asked, fact_of
+from neuroplastic.editing.refine import Kept, neighbours, refine, refine_factors
+from neuroplastic.editing.targets import Reader, find_targets, rows_of
+from neuroplastic.statistics import READS, Whitening
+from neuroplastic.structure import inspect_layers, projection
+from neuroplastic.text import encode, start_token
+
+BRIDGE = "The Golden Gate Bridge is located in the city of Madrid."
+SUSHI = "Sushi originated in the country of Italy."
+LOCAL: tuple[str, ...] = ()
+"""Families whose tiny models look back over a window too short for the rows."""
+NO_SUBJECT = fact_of("the quick brown fox jumps over dogs.")
+OTHER = fact_of("nobody is watching it.")
+DOWN: tuple[Site, ...] = ("down",)
+
+
+def model_and_tokenizer(family: str = "llama", dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
+    tokenizer = make_tokenizer()
+    model = tiny(family, dtype, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    return model, tokenizer
+
+
+def bench_of(family: str = "llama", sites: Sequence[Site] = DOWN, layers: Sequence[int] = (0, 1)) -> Bench:
+    """C = I for every layer."""
+    model, tokenizer = model_and_tokenizer(family)
+    parts = inspect_layers(model, layers)
+    inverses = {
+        (p.index, READS[site]): torch.eye(projection(p.mlp, site).in_features, dtype=model.dtype)
+        for p in parts
+        for site in SITES
+    }
+    return Bench(model, tokenizer, parts, sites, Whitening(inverses), tokens(), {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("facts", [[fact_of(BRIDGE), fact_of(SUSHI, ["Sushi is from Italy."])], [NO_SUBJECT]])
+def test_reading_behind_a_cache_is_reading_the_whole(family: str, facts: list[Fact]) -> None:
+    """Log-probabilities, gradients and keys are those of whole rows, read one by one with the deltas added."""
+    bench = bench_of(family)
+    rows, owner = rows_of(bench.tokenizer, facts, [[5, 6, 7], [8, 9, 10, 11]])
+    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    assert (reader.past is None) == (family in LOCAL)
+    g = torch.Generator().manual_seed(0)
+    places = list(reader.linears)
+    deltas = {p: torch.randn(len(owner), 32, dtype=torch.float64, generator=g).requires_grad_() for p in places}
+    seen: dict[Any, Tensor] = {}
+    found = reader.logprobs(deltas, lambda place, z, y: seen.__setitem__(place, z))
+    gradients = torch.autograd.grad(found.sum(), list(deltas.values()))
+
+    keys: dict[Any, list[Tensor]] = {p: [] for p in places}
+    said = []
+    for row in rows:
+
+        def hook(place: Any, row: Any = row) -> Any:
+            def add(module: Any, args: Any, output: Tensor) -> Tensor:
+                change = torch.zeros_like(output)
+                for at, slot in row.keys:
+                    keys[place].append(args[0][0, at])
+                    change[0, at] = deltas[place][slot]
+                return output + change
+
+            return add
+
+        handles = [linear.register_forward_hook(hook(place)) for place, linear in reader.linears.items()]
+        logits = bench.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        for handle in handles:
+            handle.remove()
+        said.append(torch.stack([logits[at, t] for at, t in zip(row.asked, row.answer, strict=True)]).mean())
+    near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}  # its attention softmax is in float32
+    assert_close(found, torch.stack(said), **near)
+    for place in places:
+        assert_close(seen[place], torch.stack(keys[place]), **near)
+    for got, wanted in zip(gradients, torch.autograd.grad(sum(said), list(deltas.values())), strict=True):  # type: ignore[arg-type]
+        assert_close(got, wanted, **near)
+
+
+def test_rows_share_a_slot_at_the_subject() -> None:
+    tokenizer = make_tokenizer()
+    fact = asked(
+        "The Golden Gate Bridge is in", "Madrid", ["One finds the Golden Gate Bridge in"], "Golden Gate Bridge"
+    )
+    rows, owner = rows_of(tokenizer, [fact, NO_SUBJECT], [[7, 8]])
+    assert owner == [0] + [1] * len(encode(tokenizer, NO_SUBJECT.question))
+    assert len(rows) == 6
+    for row, text in zip(rows[:4:2], ("The Golden Gate Bridge", "One finds the Golden Gate Bridge"), strict=True):
+        (key,) = row.keys
+        assert key == (len(encode(tokenizer, text)), 0)
+        assert row.ids[0] == start_token(tokenizer)
+        assert tokenizer.decode(row.ids[1 : key[0] + 1]) == text
+    assert rows[1].ids[:3] == [start_token(tokenizer), 7, 8]
+    assert rows[1].keys[0][0] == rows[0].keys[0][0] + 2
+    assert [slot for _, slot in rows[4].keys] == list(range(1, len(owner)))
+
+
+def test_targets_make_the_answer_likely_and_stop() -> None:
+    bench = bench_of()
+    rows, owner = rows_of(bench.tokenizer, [NO_SUBJECT, OTHER], [[5, 6]])
+    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    before = reader.logprobs({p: torch.zeros(len(owner), 32, dtype=torch.float64) for p in reader.linears}).exp()
+    enough = 3 * before.max().item()
+    found = find_targets(reader, owner, steps=200, rate=0.2, enough=enough)
+    after = reader.logprobs(found.deltas).exp()
+    assert after.min() >= enough
+    assert found.steps < 200
+    assert_close(torch.tensor(found.probability), torch.stack([after[:2].min(), after[2:].min()]).float())
+    assert find_targets(reader, owner, steps=1, rate=0.2, enough=enough).steps == 1
+
+
+@pytest.mark.parametrize("sites", [DOWN, SITES])
+def test_facts_solved_together_each_get_their_target(sites: tuple[Site, ...]) -> None:
+    """Where nothing resists (lambda -> 0), dW k is the target of every fact, and nothing at keys that are held."""
+    bench = bench_of(sites=sites)
+    facts = [fact_of(BRIDGE), fact_of(SUSHI), NO_SUBJECT]
+    rows, owner = rows_of(bench.tokenizer, facts, bench.prefixes(1))
+    targets = find_targets(Reader(bench.model, bench.parts, sites, rows), owner, 3, 0.5, 0.85)
+    g = torch.Generator().manual_seed(1)
+    held = {p: torch.randn(2, k.shape[1], dtype=torch.float64, generator=g) for p, k in targets.keys.items()}
+    before = {n: t.clone() for n, t in bench.model.state_dict().items()}
+    solutions = consolidate(replace(bench, held=held), facts, strength=1e-12, steps=3)
+    assert all(torch.equal(t, before[n]) for n, t in bench.model.state_dict().items())
+    assert not any(m._forward_hooks for m in bench.model.modules())
+    for place, keys in targets.keys.items():
+        A = torch.cat([s.factors[place].A for s in solutions])
+        B = torch.cat([s.factors[place].B for s in solutions], 1)
+        assert_close(torch.cat([s.keys[place] for s in solutions]), keys)
+        assert_close(keys @ A.T @ B.T, targets.deltas[place], atol=1e-6, rtol=1e-4)
+        assert (held[place] @ A.T @ B.T).abs().max() < 1e-6
+    assert solutions[0].factors[0, "down"].A.shape == (1, 48)
+    assert len(solutions[2].factors[0, "down"].A) == len(encode(bench.tokenizer, NO_SUBJECT.question))
+
+
+def test_a_held_key_of_the_same_subject_does_not_forbid_the_change() -> None:
+    g = torch.Generator().manual_seed(0)
+    keys, other = (torch.randn(1, 48, dtype=torch.float64, generator=g) for _ in range(2))
+    whitening = bench_of().whitening
+    place = (0, DOWN[0])
+    G = solve_keys(whitening, place, keys, [torch.cat([keys * 1.1, other])], 1e-12)
+    assert_close((G @ keys.T).item(), 1.0)
+    assert abs((G @ other.T).item()) < 1e-6
+
+
+def test_sentences_to_keep_are_read_as_before() -> None:
+    bench = bench_of()
+    kept = "The Eiffel Tower is located in the city of Paris."
+    (free,), (held,) = (consolidate(bench, [OTHER], keep, strength=1e-12) for keep in ((), (kept,)))
+    keys = read_keys(bench, [kept])
+    assert len(keys[0, "down"]) == len(encode(bench.tokenizer, kept))
+    for place, k in keys.items():
+        (A, B), (A0, B0) = held.factors[place], free.factors[place]
+        assert (k @ A.T @ B.T).norm() < 0.1 * (k @ A0.T @ B0.T).norm()
+
+
+def test_refine_gains_the_answer_and_holds_what_is_kept() -> None:
+    """Each step of Adam is on the stated loss: more of the answer than the start, and with a large beta less drift."""
+    bench = bench_of()
+    fact = NO_SUBJECT
+    (start,) = consolidate(bench, [fact], steps=2)
+    rows, _ = rows_of(bench.tokenizer, [fact], [])
+    kept = [Kept(encode(bench.tokenizer, "The Golden Gate Bridge is long."))]
+
+    def go(steps: int, beta: float) -> Any:
+        return refine_factors(bench.model, bench.parts, start.factors, rows, kept, steps, 0.1, 0.9, beta)
+
+    none, free, bound = go(0, 0.0), go(12, 0.0), go(12, 100.0)
+    assert none.steps == 0
+    assert all(torch.equal(none.B[p], start.factors[p].B) for p in none.B)
+    assert free.probability > 1.5 * none.probability
+    assert bound.kl < 0.7 * free.kl
+    (whole,) = refine(bench, [fact], [start])
+    assert all(torch.equal(f.A, start.factors[p].A) for p, f in whole.factors.items())
+    assert whole.figures["steps"] == 4
+
+
+def test_refine_measures_what_the_edit_does() -> None:
+    """Its figures are those of a model with the edit in its weights."""
+    bench = bench_of(layers=(1,))
+    fact = fact_of(BRIDGE)
+    (start,) = consolidate(bench, [fact], steps=3)
+    rows, _ = rows_of(bench.tokenizer, [fact], [])
+    kept = [Kept(encode(bench.tokenizer, SUSHI), 2)]
+    found = refine_factors(bench.model, bench.parts, start.factors, rows, kept, 2, 0.1, 1.0, 1.0)
+    ids = torch.tensor([kept[0].ids])
+    with torch.no_grad():
+        p = bench.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        projection(bench.parts[0].mlp, "down").weight += found.B[1, "down"] @ start.factors[1, "down"].A
+        q = bench.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        answer = bench.model(input_ids=torch.tensor([rows[0].ids])).logits[0].log_softmax(-1)
+    assert found.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    said = [answer[at, t].item() for at, t in zip(rows[0].asked, rows[0].answer, strict=True)]
+    assert found.probability == pytest.approx(torch.tensor(said).mean().exp().item(), rel=1e-4)
+
+
+def test_neighbours_are_the_question_about_other_names() -> None:
+    bench = bench_of()
+    fact = fact_of("The Golden Gate Bridge is in Madrid.", subject="Golden Gate Bridge")
+    found = neighbours(bench, [fact, NO_SUBJECT])
+    assert found
+    for kept in found:
+        text = bench.tokenizer.decode(kept.ids[1:])
+        assert text.startswith("The ")
+        assert text.endswith(" is in")
+        assert "Golden Gate Bridge" not in text
+        assert bench.tokenizer.decode(kept.ids[kept.first + 1 :]) == " is in"
