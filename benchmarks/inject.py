@@ -1,4 +1,4 @@
-"""What an injection costs on a loaded workspace: alone, by the hundred, and when a workspace with 1,000 edits is opened.
+"""What an injection costs on a loaded workspace, alone and by the hundred; and opening a workspace with 1,000 edits.
 
 python benchmarks/inject.py [--facts 100] [--edits 1000] [--json]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STRENGTH = 0.1
 """lambda: how much ordinary text resists the change."""
-STEPS, RATE, ENOUGH = 6, 0.5, 0.85
+STEPS, RATE, ENOUGH = 6, 0.6, 0.8
 """Of the search for targets: at most so many steps, of this length, until the answer has this probability."""
 SAME = 0.5
 """An earlier key this close to a new one, as a cosine under C^-1, is of the same subject, and is not held."""
@@ -106,7 +106,8 @@ def consolidate(
     for place in targets[0].keys:
         K = torch.cat([t.keys[place] for t in targets])
         R = torch.cat([t.deltas[place] for t in targets])
-        G = solve_keys(bench.whitening, place, K, [k[place] for k in (bench.held, kept) if place in k], strength)
+        held = [k[place] for k in (bench.held, kept) if place in k]
+        G = solve_keys(bench.whitening, place, K, held, strength)
         for chosen, solution in zip(found, solutions, strict=True):
             solution.factors[place] = Factors(G[chosen], R[chosen].T)
             solution.keys[place] = K[chosen]
@@ -114,21 +115,23 @@ def consolidate(
 
 
 def solve_keys(
-    whitening: Whitening, place: Place, keys: Tensor, held: Sequence[Tensor], strength: float = STRENGTH
+    whitening: Whitening,
+    place: Place,
+    keys: Tensor,
+    held: Sequence[Tensor] = (),
+    strength: float = STRENGTH,
 ) -> Tensor:
-    """The rows of G that belong to `keys` [n, d_in], with the keys in `held` beside them -> [n, d_in].
+    """The rows of G that belong to `keys` [n, d_in], with those in `held` beside them -> [n, d_in].
 
     Held keys of a subject that is taught now are left out: they would ask for no change where one is wanted.
     """
-    whitened = whitening.solve(*place, keys).to(keys) / strength
-    if not held:
-        return ridge_factor(keys, whitened)
-    others = torch.cat([h.to(keys) for h in held])
-    whitened_others = whitening.solve(*place, others).to(keys) / strength
-    norms = (keys * whitened).sum(1).sqrt()[:, None] * (others * whitened_others).sum(1).sqrt()
-    distinct = (keys @ whitened_others.T / norms).amax(0) < SAME
-    every, whitened = torch.cat([keys, others[distinct]]), torch.cat([whitened, whitened_others[distinct]])
-    return ridge_factor(every, whitened)[: len(keys)]
+    others = torch.cat([h.to(keys) for h in held]) if held else keys[:0]
+    if len(others):
+        white, white_others = (whitening.solve(*place, k).to(keys) for k in (keys, others))
+        norms = (keys * white).sum(1).sqrt()[:, None] * (others * white_others).sum(1).sqrt()
+        others = others[(keys @ white_others.T / norms).amax(0) < SAME]
+    every = torch.cat([keys, others])
+    return ridge_factor(every, whitening.solve(*place, every).to(keys) / strength)[: len(keys)]
 
 
 @torch.no_grad()

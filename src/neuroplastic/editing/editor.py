@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-DRIFT_ROWS = 8
-"""Rows of held-out text, about a thousand tokens, on which drift is measured."""
+DRIFT_ROWS = 4
+"""Rows of held-out text, about five hundred tokens, on which drift is measured."""
 ELSEWHERE = 2
 """A question is also asked behind so many unrelated texts."""
 

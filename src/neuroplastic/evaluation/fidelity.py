@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+POSITIONS = 128
+"""How many positions get their logits at once."""
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """Dynamic mode against the base (the same model in standard mode) on the same tokens."""
@@ -89,10 +93,12 @@ def measure_fidelity(
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, text: Tensor, batch_size: int = 4) -> float:
     """Perplexity of the model, in the mode it is in, on `text` (N, T), rows of tokens without padding."""
-    nll = 0.0
+    nll, head = 0.0, model.get_output_embeddings()
     for ids in text.split(batch_size):
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        nll += cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+        states = model.base_model(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
+        # some positions at a time: all of their logits at once are memory that the system has to find first
+        for some, wanted in zip(states.split(POSITIONS), ids[:, 1:].flatten().split(POSITIONS), strict=True):
+            nll += cross_entropy(head(some).float(), wanted, reduction="sum").item()
     return math.exp(nll / text[:, 1:].numel())
 
 
