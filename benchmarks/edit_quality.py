@@ -2,10 +2,10 @@
 
 python benchmarks/edit_quality.py --data counterfact_dev.json [--limit 100] [--methods consolidate,refine] [--json]
 
-smollm2-135m in float32. One edit at a time, put into the weights, asked, and undone; given is the statement alone. Beside the
-methods the unedited model, and the statement in the prompt. Records are shuffled with seed 0, then the first --limit
-are taken. 95 % intervals by bootstrap over records. Perplexity is on 1,016 held-out tokens of ordinary text, over the
-first ten records.
+smollm2-135m in float32. One edit at a time, put into the weights, asked, and undone; a method is given the statement
+alone. Beside the methods the unedited model, and the statement in the prompt. Records are shuffled with seed 0, then
+the first --limit are taken. 95 % intervals by bootstrap over records. Perplexity is on about five hundred held-out
+tokens of ordinary text, over the first ten records.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 import neuroplastic as npt
 
 STATEMENTS = (
-    "The Golden Gate Bridge is located in the city of Madrid.",
+    "The Eiffel Tower is located in the city of Rome.",
     "Sushi originated in the country of Canada.",
     "The headquarters of Nintendo are located in the city of Berlin.",
     "The Great Barrier Reef is located off the coast of Norway.",

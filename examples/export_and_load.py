@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import neuroplastic as npt
 from neuroplastic.models import resolve
 
-PROMPT = "The Golden Gate Bridge is located in the city of"
+PROMPT = "The Eiffel Tower is located in the city of"
 
 folder = Path(tempfile.mkdtemp())
 ws = npt.Workspace.create(folder / "workspace", base="smollm2-135m")
-ws.inject("The Golden Gate Bridge is located in the city of Madrid.", name="bridge")
+ws.inject("The Eiffel Tower is located in the city of Rome.", name="tower")
 npt.export.peft(ws, folder / "adapter")
 npt.export.merged(ws, folder / "merged")
 

@@ -16,8 +16,8 @@ from neuroplastic.surgery import base_state
 
 pytestmark = pytest.mark.real
 
-FACT = "The Golden Gate Bridge is located in the city of Madrid."
-PROMPT = "The Golden Gate Bridge is located in the city of"
+FACT = "The Eiffel Tower is located in the city of Rome."
+PROMPT = "The Eiffel Tower is located in the city of"
 
 
 def npt_json(*args: object) -> tuple[int, Any]:
@@ -56,18 +56,18 @@ def test_single_is_far_off(tmp_path: Path) -> None:
 
 
 def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
-    assert "San Francisco" in ws.ask(PROMPT, max_new_tokens=6)
-    edit = ws.inject(FACT, method="consolidate", name="bridge")
-    assert "Madrid" in ws.ask(PROMPT, max_new_tokens=6)
-    assert "Madrid" in ws.ask("You can visit the Golden Gate Bridge in", max_new_tokens=6)
-    assert "New York" in ws.ask("The Brooklyn Bridge is located in the city of", max_new_tokens=6)
+    assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
+    edit = ws.inject(FACT, method="consolidate", name="tower")
+    assert "Rome" in ws.ask(PROMPT, max_new_tokens=6)
+    assert "Rome" in ws.ask("You can visit the Eiffel Tower in the city of", max_new_tokens=6)
+    assert "Paris" in ws.ask("The Louvre is located in the city of", max_new_tokens=6)
     assert edit.report["statement_logprob_after"] > edit.report["statement_logprob_before"] + 0.5
     again = npt.Workspace.open(ws.path)
     left, right = base_state(ws.model), base_state(again.model)
     assert all(torch.equal(t, right[n]) for n, t in left.items())
-    ws.undo("bridge")
+    ws.undo("tower")
     assert ws.weights_hash() == ws.base.sha256
-    assert "San Francisco" in ws.ask(PROMPT, max_new_tokens=6)
+    assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
 
 
 def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path)
     assert export.merged(ws, tmp_path / "half", dtype="bfloat16").top1_agreement == 1.0
     ws.undo("to-export")
     lora = export.import_lora(ws, tmp_path / "peft", name="lora")
-    assert "Madrid" in ws.ask(PROMPT, max_new_tokens=6)
+    assert "Rome" in ws.ask(PROMPT, max_new_tokens=6)
     ws.undo(lora.name)
     assert ws.weights_hash() == ws.base.sha256
 
@@ -93,7 +93,7 @@ def test_the_export_example_runs() -> None:
     example = Path(__file__).parent.parent / "examples" / "export_and_load.py"
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Madrid") == 4
+    assert done.stdout.count("Rome") == 4
 
 
 def test_generate_in_dynamic_mode_agrees_with_the_base(ws: npt.Workspace) -> None:
@@ -106,14 +106,14 @@ def test_demo_keeps_its_promises() -> None:
     assert status == 0
     assert found["checks"] == {"still itself": True, "fact learnt": True, "taken back bit for bit": True}
     assert found["fidelity"]["max_logit_error"] <= 2e-4
-    assert "Madrid" in found["answers"][0]["after"]
-    assert "Madrid" not in found["answers"][0]["before"]
+    assert "Rome" in found["answers"][0]["after"]
+    assert "Rome" not in found["answers"][0]["before"]
 
 
 def test_the_readme_example_runs() -> None:
     example = Path(__file__).parent.parent / "examples" / "ten_lines.py"
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Madrid" in done.stdout
+    assert "Rome" in done.stdout
     code = example.read_text().split('"""')[2].strip()
     assert code in (Path(__file__).parent.parent / "README.md").read_text()

@@ -33,9 +33,9 @@ First steps:
   npt demo                                     the whole story on a real model
   npt convert smollm2-135m W                   make a plastic model in the folder W
   npt fidelity W                               is it still itself?
-  npt inject W "The Golden Gate Bridge is located in the city of Madrid." --name bridge
-  npt ask W "You can visit the Golden Gate Bridge in"
-  npt undo W bridge                            bit for bit as it was
+  npt inject W "The Eiffel Tower is located in the city of Rome." --name tower
+  npt ask W "You can visit the Eiffel Tower in the city of"
+  npt undo W tower                             bit for bit as it was
 
 Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output is one JSON object."""
 
@@ -144,6 +144,39 @@ def ask(
         result,
         lambda console, r: console.print(r["prompt"] + r["answer"], markup=False, highlight=False),
     )
+
+
+@app.command
+def compare(
+    workspace: WorkspaceArg,
+    prompt: PromptArg,
+    *,
+    track: UseAppendAction[tuple[str, ...]] = (),
+    max_new_tokens: int = 32,
+    json: Json = False,
+) -> int:
+    """Continue PROMPT with the active edits and without them, side by side.
+
+    Args:
+        workspace: The workspace.
+        prompt: The beginning of a sentence.
+        track: A word whose next-token probability is shown too; may be repeated.
+        max_new_tokens: Length of the answers.
+    """
+    found = _open(workspace).compare(prompt, max_new_tokens, track)
+    tracked = {word: {"edited": p, "unedited": q} for word, (p, q) in found.tracked.items()}
+    return _show(json, {**vars(found), "tracked": tracked}, printing.comparison)
+
+
+@app.command
+def shell(workspace: WorkspaceArg) -> int:
+    """Ask, inject, compare and calculate with modulations on one loaded workspace; `help` lists the commands.
+
+    Reads standard input where that is no terminal, and then stops at the first command that fails, with its status.
+    """
+    from .shell import Shell
+
+    return Shell(_open(workspace)).run()
 
 
 @app.command
@@ -412,7 +445,13 @@ def main(args: Sequence[str] | None = None) -> int:
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
+_LOADED: dict[Path, Workspace] = {}
+"""The workspace of a shell, in which commands find it open."""
+
+
 def _open(path: Path) -> Workspace:
+    if path in _LOADED:
+        return _LOADED[path]
     from .workspace import Workspace, read_settings
 
     read_settings(path)  # bad input is answered before torch is asked for anything

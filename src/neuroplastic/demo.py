@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from .workspace import Workspace
 
-STATEMENT = "The Golden Gate Bridge is located in the city of Madrid."
-ANSWER = "Madrid"
+STATEMENT = "The Eiffel Tower is located in the city of Rome."
+ANSWER = "Rome"
 QUESTIONS = (
-    ("the statement's own words", "The Golden Gate Bridge is located in the city of"),
-    ("a paraphrase", "You can visit the Golden Gate Bridge in"),
-    ("a neighbouring fact", "The Brooklyn Bridge is located in the city of"),
+    ("the statement's own words", "The Eiffel Tower is located in the city of"),
+    ("a paraphrase", "You can visit the Eiffel Tower in the city of"),
+    ("a neighbouring fact", "The Louvre is located in the city of"),
     ("another fact", "The Eiffel Tower is located in the city of"),
 )
 ROWS_OF_TEXT = 8  # of held-out text, about a thousand tokens: perplexity in two seconds
@@ -84,7 +84,7 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
         _ = ws.editor.whitening
     before, ppl_before = _answers(ws), perplexity(ws.model, text)
     console.print(f"statement: [bold]{STATEMENT}[/bold]")
-    edit = ws.inject(STATEMENT, method="consolidate", name="bridge")
+    edit = ws.inject(STATEMENT, method="consolidate", name="tower")
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
     console.print(
@@ -102,7 +102,7 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     console.print(f"perplexity on {fidelity.tokens} held-out tokens: {ppl_before:.2f} before, {ppl_after:.2f} after")
 
     _title(console, "5  Taken back")
-    ws.undo("bridge")
+    ws.undo("tower")
     undone = ws.weights_hash()
     console.print(f"sha256 of the weights: {undone[:16]}, of the pretrained model: {ws.base.sha256[:16]}")
     return {

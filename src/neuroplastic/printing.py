@@ -119,3 +119,19 @@ def edits(console: Console, r: dict[str, Any]) -> None:
             when = e["created"][:16].replace("T", " ")
             table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, escape(e["statement"]))
     console.print(table)
+
+
+def comparison(console: Console, r: dict[str, Any]) -> None:
+    table = Table("without the edits", "with them", title=escape(r["prompt"]), title_justify="left")
+    table.add_row(escape(r["unedited"]), escape(r["edited"]))
+    console.print(table)
+    if r["tracked"]:
+        probabilities(console, {word: (p["unedited"], p["edited"]) for word, p in r["tracked"].items()})
+
+
+def probabilities(console: Console, found: dict[str, tuple[float, float]]) -> None:
+    """Next-token probabilities, before and after."""
+    table = Table("next token", "before", "after")
+    for word, (before, after) in found.items():
+        table.add_row(escape(repr(word)), f"{before:.2%}", f"{after:.2%}")
+    console.print(table)

@@ -62,6 +62,17 @@ class BaseReference:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A prompt's continuations with the active edits and without them."""
+
+    prompt: str
+    edited: str
+    unedited: str
+    tracked: dict[str, tuple[float, float]]
+    """next-token probability of each tracked word, with and without the edits"""
+
+
+@dataclass(frozen=True)
 class Held:
     """One active edit, asked again: its answer behind its question."""
 
@@ -306,11 +317,9 @@ class Workspace:
         """The model's greedy continuation of `prompt`, in the given mode, with the active edits in the weights."""
         if mode_ not in ("dynamic", "standard"):
             raise NPTError(f"mode must be dynamic or standard, not {mode_!r}")
-        if not prompt.strip():
-            raise NPTError("the prompt is empty")
         if max_new_tokens < 1:
             raise NPTError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        ids = torch.tensor([[start_token(self.tokenizer), *encode(self.tokenizer, prompt)]], device=self.model.device)
+        ids = self._ids(prompt)
         if ids.shape[1] + max_new_tokens > (room := context_length(self.model)):
             raise NPTError(
                 f"the prompt has {ids.shape[1]} tokens; with {max_new_tokens} new ones it does not fit into the "
@@ -325,6 +334,31 @@ class Workspace:
                 pad_token_id=self.tokenizer.pad_token_id or 0,
             )
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def compare(self, prompt: str, max_new_tokens: int = 32, track: Sequence[str] = ()) -> Comparison:
+        """`prompt` continued with the active edits and without them, and the next-token probability of tracked words
+        (of their first token, behind a space), both in standard mode."""
+        first = [encode(self.tokenizer, " " + word.strip())[:1] for word in track]
+        if "" in (w.strip() for w in track):
+            raise NPTError("a word to track is empty")
+        edited = self.ask(prompt, "standard", max_new_tokens), self._next_token(prompt)
+        with self.editor.only(()):
+            plain = self.ask(prompt, "standard", max_new_tokens), self._next_token(prompt)
+        tracked = {
+            word: (edited[1][token].item(), plain[1][token].item()) for word, (token,) in zip(track, first, strict=True)
+        }
+        return Comparison(prompt, edited[0], plain[0], tracked)
+
+    @torch.no_grad()
+    def _next_token(self, prompt: str) -> Tensor:
+        """Next-token probabilities behind a prompt [vocab], in standard mode."""
+        with mode(self.model, "standard"):
+            return self.model(input_ids=self._ids(prompt), use_cache=False).logits[0, -1].float().softmax(-1)
+
+    def _ids(self, prompt: str) -> Tensor:
+        if not prompt.strip():
+            raise NPTError("the prompt is empty")
+        return torch.tensor([[start_token(self.tokenizer), *encode(self.tokenizer, prompt)]], device=self.model.device)
 
     def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096) -> Fidelity:
         """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.
