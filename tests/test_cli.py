@@ -32,7 +32,9 @@ def made(tmp_path: Path, cache: Path, tiny_base: Path, capsys: pytest.CaptureFix
     return tmp_path / "w"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["fidelity", "--help"], ["edits", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["convert", "--help"], ["fidelity", "--help"], ["edits", "--help"], ["inject", "--help"]]
+)
 def test_help_needs_no_torch(args: list[str]) -> None:
     code = (
         "import sys; from neuroplastic.cli import main\n"
@@ -186,3 +188,63 @@ def test_people_get_tables(made: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]:
         assert main([str(a) for a in args]) == 0
         assert shown in capsys.readouterr().out
+
+
+def test_facts_in_every_form(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = ("inject", made, "--ask", "Where is the Eiffel Tower?", "--answer", "Paris", "--subject", "Eiffel Tower")
+    status, edit, _ = run(
+        capsys, *told, "--wording", "The Eiffel Tower is in", "--wording", "One sees the Eiffel Tower in"
+    )
+    assert (status, edit["question"], edit["answer"]) == (0, "Where is the Eiffel Tower?", "Paris")
+    assert edit["subject"] == "Eiffel Tower"
+    file = tmp_path / "facts.jsonl"
+    file.write_text(
+        json.dumps({"statement": FACT, "name": "bridge"}) + "\n" + json.dumps({"statement": "The fox is lazy."})
+    )
+    keep = tmp_path / "keep.txt"
+    keep.write_text("The Eiffel Tower is located in the city of Paris.\n")
+    status, made_of_file, _ = run(
+        capsys, "inject", made, "--from", file, "--keep", keep, "--sites", "gate+up", "--rank", 1
+    )
+    assert status == 0
+    assert [e["name"] for e in made_of_file["edits"]] == ["bridge", "the-fox-is-lazy"]
+    assert {e["told_together"] for e in made_of_file["edits"]} == {2}
+    assert all(set(sites) == {"gate", "up"} for e in made_of_file["edits"] for sites in e["relative_norm"].values())
+    status, found, _ = run(capsys, "compare", made, "The Eiffel Tower is in", "--track", "Paris", "--max-new-tokens", 3)
+    assert status == 0
+    assert set(found) == {"prompt", "edited", "unedited", "tracked"}
+    assert set(found["tracked"]["Paris"]) == {"edited", "unedited"}
+    status, refined, _ = run(capsys, "inject", made, "Sushi is from Italy.", "--method", "refine", "--start", "token")
+    assert (status, refined["method"], refined["layers"]) == (0, "refine", [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ([], "give one of STATEMENT, --ask and --from, not none of them"),
+        (["A b.", "--ask", "Where?"], "give one of STATEMENT, --ask and --from, not STATEMENT and --ask"),
+        (["--ask", "Where?"], "--ask goes with --answer"),
+        (["--ask", "Where?", "--answer", " "], "the answer is empty"),
+        (["A b.", "--answer", "c"], "does not end with the answer"),
+        (["A b.", "--subject", "c"], "the subject 'c' is not in"),
+        (["--from", "{tmp}/none.txt"], "there is no file"),
+        (["--from", "{tmp}/facts.txt", "--name", "x"], "--name has no meaning with --from"),
+        (["--from", "{tmp}/bad.jsonl"], "bad.jsonl, line 1: unknown field 'colour'"),
+        (["A b.", "--keep", "{tmp}/none.txt"], "cannot read"),
+        (["A b.", "--keep", "{tmp}/empty.txt"], "holds no sentence"),
+        (["A b.", "--sites", "head"], "there is no site 'head'"),
+        (["A b.", "--rank", "0"], "rank must be at least 1"),
+        (["A b.", "--layers", "early,9"], "layer 9 is out of range"),
+    ],
+)
+def test_bad_facts_exit_with_2(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], cause: str
+) -> None:
+    (tmp_path / "facts.txt").write_text("A b.\n")
+    (tmp_path / "bad.jsonl").write_text('{"statement": "A b.", "colour": 1}')
+    (tmp_path / "empty.txt").write_text("\n")
+    status, out, err = run(capsys, "inject", made, *(o.format(tmp=tmp_path) for o in options))
+    assert status == 2
+    assert cause in out["error"]
+    assert err.splitlines()[-1].startswith("npt: ")
+    assert run(capsys, "edits", made)[1] == {"edits": [], "undone": []}

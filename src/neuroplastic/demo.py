@@ -24,7 +24,7 @@ QUESTIONS = (
     ("the statement's own words", "The Eiffel Tower is located in the city of"),
     ("a paraphrase", "You can visit the Eiffel Tower in the city of"),
     ("a neighbouring fact", "The Louvre is located in the city of"),
-    ("another fact", "The Eiffel Tower is located in the city of"),
+    ("another fact", "The Golden Gate Bridge is located in the city of"),
 )
 ROWS_OF_TEXT = 8  # of held-out text, about a thousand tokens: perplexity in two seconds
 LARGEST_LOGIT_ERROR = 1e-2  # far above rounding (1e-4), far below a wrong conversion (1 and more)
@@ -88,7 +88,7 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
     console.print(
-        f"injected by `consolidate` in {report['seconds']:.2f} s, no gradient; |dW|/|W| is at most {max(norms):.2%} "
+        f"injected by `consolidate` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is at most {max(norms):.2%} "
         f"in any of the {len(norms)} projections"
     )
 

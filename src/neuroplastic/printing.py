@@ -135,3 +135,30 @@ def probabilities(console: Console, found: dict[str, tuple[float, float]]) -> No
     for word, (before, after) in found.items():
         table.add_row(escape(repr(word)), f"{before:.2%}", f"{after:.2%}")
     console.print(table)
+
+
+SHOWN = ("S", "ES", "PS", "NS")
+
+
+def evaluation(console: Console, r: dict[str, Any]) -> None:
+    if r["ceiling"] is not None:
+        console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}", highlight=False)
+    table = Table("method", *SHOWN, "ES acc", "PS acc", "seconds", "perplexity")
+    for method, own in r["methods"].items():
+        figures = own["figures"]
+        accuracies = (f"{figures[k][0]:.2f}" for k in ("es_acc", "ps_acc"))
+        cost = (f"{own['seconds']:.2f}", f"{own['drift']:+.2%}") if own["seconds"] else ("", "")
+        table.add_row(method, *(_interval(figures[k]) for k in SHOWN), *accuracies, *cost)
+    console.print(table)
+
+
+def retention(console: Console, r: dict[str, Any]) -> None:
+    table = Table("method", "edits", *SHOWN, "perplexity")
+    for s in r["steps"]:
+        table.add_row(s["method"], str(s["edits"]), *(_interval(s["figures"][k]) for k in SHOWN), f"{s['drift']:+.2%}")
+    console.print(table)
+
+
+def _interval(figure: tuple[float, float, float]) -> str:
+    mean, low, high = figure
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"

@@ -5,14 +5,15 @@ log-probability per target token, under teacher forcing.
 
     ES  share of edit prompts with p(new) > p(true)           PS  the same for paraphrases
     NS  share of neighbourhood prompts with p(true) > p(new)  S   harmonic mean of the three
+    EM, PM, NM  the mean difference of the two probabilities, in the direction of success
+    *_acc       share of prompts whose wanted target is the likeliest at each of its tokens
 """
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Record:
-    """One counterfactual: `prompt` should be followed by `new` instead of `true`; neighbours should keep `true`."""
+    """One counterfactual: `prompt` should be followed by `new` instead of `true`; neighbours should keep their own."""
 
     id: str
     prompt: str
     new: str
     true: str
     paraphrases: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    neighbours: tuple[tuple[str, str], ...]
+    """prompts and their true answers"""
 
     @property
     def statement(self) -> str:
@@ -44,15 +46,24 @@ class Record:
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of one record's prompts, each from 0 to 1."""
+    """Means over one record's prompts; shares from 0 to 1, magnitudes from -1 to 1."""
 
     es: float
     ps: float
     ns: float
+    em: float
+    pm: float
+    nm: float
+    es_acc: float
+    ps_acc: float
+    ns_acc: float
 
 
 def read_records(path: Path) -> tuple[list[Record], dict[str, str]]:
-    """The records of a file of full CounterFact records, and, by id, what is wrong with those that are malformed.
+    """The records of a CounterFact file, full or flat, and, by id, what is wrong with those that are malformed.
+
+    Full records have `requested_rewrite`, `paraphrase_prompts` and `neighborhood_prompts`; flat ones `prompt`,
+    `target_new`, `ground_truth`, `rephrase_prompt`, `locality_prompt` and `locality_ground_truth`.
 
     Raises NPTError where the file is no JSON list.
     """
@@ -74,20 +85,29 @@ def read_records(path: Path) -> tuple[list[Record], dict[str, str]]:
 
 
 def _record(item: dict[str, Any], number: int) -> Record:
-    rewrite = item["requested_rewrite"]
-    new, true = rewrite["target_new"]["str"].strip(), rewrite["target_true"]["str"].strip()
-    paraphrases, neighbours = tuple(item["paraphrase_prompts"]), tuple(item["neighborhood_prompts"])
-    if not (new and true and paraphrases and neighbours):
-        raise ValueError("a target or a list of prompts is empty")
-    prompt = rewrite["prompt"].format(rewrite["subject"])
-    return Record(str(item.get("case_id", number)), prompt, new, true, paraphrases, neighbours)
+    name = str(item.get("case_id", number))
+    if "requested_rewrite" in item:
+        rewrite = item["requested_rewrite"]
+        prompt = rewrite["prompt"].format(rewrite["subject"])
+        new, true = rewrite["target_new"]["str"].strip(), rewrite["target_true"]["str"].strip()
+        paraphrases = tuple(item["paraphrase_prompts"])
+        neighbours = tuple((near, true) for near in item["neighborhood_prompts"])
+    else:
+        prompt, new, true = item["prompt"], item["target_new"].strip(), item["ground_truth"].strip()
+        paraphrases = (item["rephrase_prompt"],)
+        neighbours = ((item["locality_prompt"], item["locality_ground_truth"].strip()),)
+    texts = [prompt, new, true, *paraphrases, *(text for pair in neighbours for text in pair)]
+    if not (paraphrases and neighbours and all(isinstance(t, str) and t.strip() for t in texts)):
+        raise ValueError("a prompt or a target is missing, empty or no text")
+    return Record(name, prompt, new, true, paraphrases, neighbours)
 
 
 @torch.no_grad()
 def target_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
-) -> Tensor:
-    """Mean log-probability per token (nats) of each target behind its prompt, (N,), in one padded batch.
+) -> tuple[Tensor, Tensor]:
+    """Mean log-probability per token (nats) of each target behind its prompt, (N,), and whether each of its tokens is
+    the likeliest one, (N,) bool; in one padded batch.
 
     Targets of one token behind the same prompt are read off one row.
     """
@@ -108,26 +128,33 @@ def target_logprobs(
     logits = model.get_output_embeddings()(states[row, column]).float()
     wanted = torch.tensor([t for target in targets for t in target], device=ids.device)
     found = logits.log_softmax(-1)[torch.arange(len(wanted), device=ids.device), wanted]
+    lengths = torch.tensor([len(t) for t in targets], device=ids.device)
     total = torch.zeros(len(pairs), device=ids.device).index_add_(0, pair, found)
-    return (total / torch.tensor([len(t) for t in targets], device=ids.device)).cpu()
+    wrong = torch.zeros(len(pairs), device=ids.device).index_add_(0, pair, (logits.argmax(-1) != wanted).float())
+    return (total / lengths).cpu(), (wrong == 0).cpu()
 
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Score:
     """How the model, in the mode and with the edits that it has, answers one record's prompts."""
-    prompts = (record.prompt, *record.paraphrases, *record.neighbours)
-    pairs = [(p, record.new) for p in prompts] + [(p, record.true) for p in prompts]
-    new, true = target_logprobs(model, tokenizer, pairs).chunk(2)
-    return shares(new - true, len(record.paraphrases))
+    asked = [(p, record.true) for p in (record.prompt, *record.paraphrases)] + list(record.neighbours)
+    pairs = [(p, record.new) for p, _ in asked] + asked
+    logprobs, right = target_logprobs(model, tokenizer, pairs)
+    new, true = logprobs.chunk(2)
+    new_right, true_right = right.chunk(2)
+    return shares(new, true, new_right, true_right, len(record.paraphrases))
 
 
-def shares(margins: Tensor, paraphrases: int) -> Score:
-    """From log p(new) - log p(true) of the edit prompt, the paraphrases and the neighbours, in this order."""
-    edit, rephrased, near = margins.split([1, paraphrases, len(margins) - 1 - paraphrases])
-    return Score(
-        es=(edit > 0).float().mean().item(),
-        ps=(rephrased > 0).float().mean().item(),
-        ns=(near < 0).float().mean().item(),
-    )
+def shares(new: Tensor, true: Tensor, new_right: Tensor, true_right: Tensor, paraphrases: int) -> Score:
+    """From log p(new) and log p(true), and which of the two are likeliest throughout, of the edit prompt, the
+    paraphrases and the neighbours, in this order."""
+    parts = [1, paraphrases, len(new) - 1 - paraphrases]
+    success = [(d > 0).float().mean().item() for d in (new - true).split(parts)]
+    success[2] = (new < true)[1 + paraphrases :].float().mean().item()
+    magnitude = [d.mean().item() for d in (new.exp() - true.exp()).split(parts)]
+    wanted = torch.cat([new_right[: 1 + paraphrases], true_right[1 + paraphrases :]]).float()
+    accuracy = [r.mean().item() for r in wanted.split(parts)]
+    magnitude[2] *= -1
+    return Score(**dict(zip((f.name for f in fields(Score)), [*success, *magnitude, *accuracy], strict=True)))
 
 
 def harmonic(es: float, ps: float, ns: float) -> float:
@@ -136,16 +163,17 @@ def harmonic(es: float, ps: float, ns: float) -> float:
 
 
 def summary(scores: Sequence[Score], seed: int = 0, draws: int = 2000) -> dict[str, tuple[float, float, float]]:
-    """(mean, low, high) of ES, PS, NS and S; the 95 % interval is from a seeded bootstrap over records."""
+    """(mean, low, high) of S and of every figure of a Score; the 95 % interval is from a seeded bootstrap over
+    records."""
+    names = [f.name for f in fields(Score)]
+    table = torch.tensor([[getattr(s, n) for n in names] for s in scores], dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    drawn = table[torch.randint(len(table), (draws, len(table)), generator=rng)].mean(1)  # (draws, figures)
 
-    def figures(chosen: Sequence[Score]) -> tuple[float, ...]:
-        means = tuple(sum(getattr(s, k) for s in chosen) / len(chosen) for k in ("es", "ps", "ns"))
-        return (*means, harmonic(*means))
+    def with_s(means: Tensor) -> list[float]:
+        return [harmonic(*means[:3].tolist()), *means.tolist()]
 
-    rng = random.Random(seed)
-    drawn = [figures(rng.choices(scores, k=len(scores))) for _ in range(draws)]
-    result = {}
-    for i, (name, mean) in enumerate(zip(("ES", "PS", "NS", "S"), figures(scores), strict=True)):
-        ordered = sorted(d[i] for d in drawn)
-        result[name] = (mean, ordered[int(0.025 * draws)], ordered[int(0.975 * draws) - 1])
-    return result
+    mean, all_drawn = with_s(table.mean(0)), torch.tensor([with_s(d) for d in drawn], dtype=torch.float64)
+    low, high = (torch.quantile(all_drawn, q, dim=0).tolist() for q in (0.025, 0.975))
+    shown = ["S", *(n if n.endswith("_acc") else n.upper() for n in names)]
+    return {n: (m, lo, hi) for n, m, lo, hi in zip(shown, mean, low, high, strict=True)}
