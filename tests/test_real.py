@@ -61,7 +61,10 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     assert "Rome" in ws.ask(PROMPT, max_new_tokens=6)
     assert "Rome" in ws.ask("You can visit the Eiffel Tower in the city of", max_new_tokens=6)
     assert "Paris" in ws.ask("The Louvre is located in the city of", max_new_tokens=6)
-    assert edit.report["statement_logprob_after"] > edit.report["statement_logprob_before"] + 0.5
+    assert edit.report["answer_probability_before"] < 0.1
+    assert edit.report["answer_probability_after"] > 0.7
+    assert edit.report["elsewhere_probability_after"] > 0.5
+    assert abs(edit.report["perplexity_drift"]) < 0.01
     again = npt.Workspace.open(ws.path)
     left, right = base_state(ws.model), base_state(again.model)
     assert all(torch.equal(t, right[n]) for n, t in left.items())

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from neuroplastic.config import SITES, Site
-from neuroplastic.editing.consolidate import Bench, consolidate, read_keys, solve_keys
+from neuroplastic.editing.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
 from neuroplastic.editing.fact import Fact, asked, fact_of
 from neuroplastic.editing.refine import Kept, neighbours, refine, refine_factors
 from neuroplastic.editing.targets import Reader, find_targets, rows_of
@@ -129,7 +129,7 @@ def test_facts_solved_together_each_get_their_target(sites: tuple[Site, ...]) ->
     bench = bench_of(sites=sites)
     facts = [fact_of(BRIDGE), fact_of(SUSHI), NO_SUBJECT]
     rows, owner = rows_of(bench.tokenizer, facts, bench.prefixes(1))
-    targets = find_targets(Reader(bench.model, bench.parts, sites, rows), owner, 3, 0.5, 0.85)
+    targets = find_targets(Reader(bench.model, bench.parts, sites, rows), owner, 3, RATE, ENOUGH)
     g = torch.Generator().manual_seed(1)
     held = {p: torch.randn(2, k.shape[1], dtype=torch.float64, generator=g) for p, k in targets.keys.items()}
     before = {n: t.clone() for n, t in bench.model.state_dict().items()}

@@ -84,7 +84,9 @@ def read_records(path: Path) -> tuple[list[Record], dict[str, str]]:
     return records, malformed
 
 
-def _record(item: dict[str, Any], number: int) -> Record:
+def _record(item: Any, number: int) -> Record:
+    if not isinstance(item, dict):
+        raise TypeError("not an object")
     name = str(item.get("case_id", number))
     if "requested_rewrite" in item:
         rewrite = item["requested_rewrite"]
