@@ -11,7 +11,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 import neuroplastic as npt
-from neuroplastic import cli
+from neuroplastic.cli.common import LOADED
 from neuroplastic.shell import Names, Shell
 
 
@@ -70,7 +70,7 @@ def test_a_session(
     assert two.norm() == pytest.approx(one.norm() / 2, rel=1e-5)
     assert (three - two).norm() == pytest.approx(0, abs=1e-3 * one.norm())
     assert npt.Modulation.load(tmp_path / "three.safetensors").norm() == pytest.approx(three.norm(), rel=1e-6)
-    assert not cli._LOADED
+    assert not LOADED
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 from rich.console import Console
 
-from . import cli, printing
+from . import cli
+from .cli import printing
+from .cli.common import LOADED
 from .console import note
 from .editing.extract import Modulation, extract_modulation, transfer
 from .errors import CheckFailed, NPTError
@@ -46,7 +48,7 @@ class Shell:
 
     def run(self) -> int:
         """Reads commands until `quit` or the end of the input; returns the exit status."""
-        cli._LOADED[self.workspace.path] = self.workspace
+        LOADED[self.workspace.path] = self.workspace
         interactive = sys.stdin.isatty()
         try:
             for line in self._typed() if interactive else sys.stdin:
@@ -56,7 +58,7 @@ class Shell:
                 if status != 0 and not interactive:
                     return status
         finally:
-            del cli._LOADED[self.workspace.path]
+            del LOADED[self.workspace.path]
         return 0
 
     def command(self, line: str) -> int:

@@ -1,0 +1,51 @@
+"""The command line: parse, call, print. Every command is a thin layer over the Python interface.
+
+Nothing heavy is imported before a command needs it, so that `npt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Sequence
+
+from tyro.conf import FlagCreatePairsOff
+
+from ..console import note
+from ..errors import CheckFailed, NPTError
+from .common import app
+
+# Importing them is what adds the commands, in the order in which they are listed.
+# isort: off
+from . import model  # noqa: F401
+from . import ledger  # noqa: F401
+from . import exchange  # noqa: F401
+from . import evaluate  # noqa: F401
+# isort: on
+
+DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.
+
+First steps:
+  npt demo                                     the whole story on a real model
+  npt convert smollm2-135m W                   make a plastic model in the folder W
+  npt fidelity W                               is it still itself?
+  npt inject W "The Eiffel Tower is located in the city of Rome." --name tower
+  npt ask W "You can visit the Eiffel Tower in the city of"
+  npt undo W tower                             bit for bit as it was
+
+Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output is one JSON object."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of `npt`. Returns the exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
+    except (NPTError, CheckFailed) as e:
+        if "--json" in args:
+            print(json_format.dumps({"error": str(e)}, ensure_ascii=False))
+        note(f"npt: {e}")
+        return 2 if isinstance(e, NPTError) else 1
+    except KeyboardInterrupt:
+        note("npt: interrupted")
+        return 130

@@ -1,0 +1,7 @@
+"""`python -m neuroplastic.cli` is `npt`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())
