@@ -272,6 +272,7 @@ def test_alpha_scales_the_change(workspace: npt.Workspace) -> None:
     [
         ({"statement": " \n"}, "the statement is empty"),
         ({"statement": "word " * 200}, "the model reads at most 128"),
+        ({"statement": "Madrid"}, "'Madrid' is an answer without a question"),
         ({"statement": FACT, "method": "hypnosis"}, "method must be one of consolidate, refine, token"),
         ({"statement": FACT, "alpha": 0}, "alpha must be a finite number other than 0"),
         ({"statement": FACT, "alpha": float("nan")}, "alpha must be a finite number"),

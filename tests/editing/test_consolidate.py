@@ -17,7 +17,7 @@ from neuroplastic.config import SITES, Site
 from neuroplastic.editing.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
 from neuroplastic.editing.fact import Fact, asked, fact_of
 from neuroplastic.editing.refine import Kept, neighbours, refine, refine_factors
-from neuroplastic.editing.targets import Reader, find_targets, rows_of
+from neuroplastic.editing.targets import Reader, adam_direction, find_targets, rows_of
 from neuroplastic.statistics import READS, Whitening
 from neuroplastic.structure import inspect_layers, projection
 from neuroplastic.text import encode, start_token
@@ -218,3 +218,16 @@ def test_neighbours_are_the_question_about_other_names() -> None:
         assert text.endswith(" is in")
         assert "Golden Gate Bridge" not in text
         assert bench.tokenizer.decode(kept.ids[kept.first + 1 :]) == " is in"
+
+
+def test_adam_is_that_of_torch() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5, dtype=torch.float64, generator=g).requires_grad_()
+    mine, mean, square = x.detach().clone(), torch.zeros(5).double(), torch.zeros(5).double()
+    optimiser = torch.optim.Adam([x], lr=0.1)
+    for step in range(1, 6):
+        gradient = torch.randn(5, dtype=torch.float64, generator=g)
+        mine -= 0.1 * adam_direction(mean, square, gradient, step)
+        x.grad = gradient
+        optimiser.step()
+    assert_close(mine, x.detach())

@@ -25,7 +25,7 @@ from ..text import batch, encode, random_words, start_token
 from .consolidate import Bench, Solution, check_length
 from .edit import Factors
 from .fact import Fact
-from .targets import BETAS, EPSILON, Place, Row, rows_of
+from .targets import Place, Row, adam_direction, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -155,9 +155,7 @@ def refine_factors(
         with torch.no_grad():
             for (place, b), g in zip(given.items(), gradients, strict=True):
                 b.requires_grad_(False)
-                m, v = mean[place].lerp_(g, 1 - BETAS[0]), square[place].lerp_(g.square(), 1 - BETAS[1])
-                step = (m / (1 - BETAS[0] ** taken)) / ((v / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
-                b -= rate * scale[place] * step
+                b -= rate * scale[place] * adam_direction(mean[place], square[place], g, taken)
     return Refined({place: b.detach() for place, b in B.items()}, worst, kl.item(), taken)
 
 

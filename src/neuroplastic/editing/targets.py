@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import Site
+from ..errors import NPTError
 from ..structure import LayerParts, projection
 from ..text import batch, encode, start_token
 from .fact import Fact, Wording
@@ -58,7 +59,7 @@ def rows_of(
     """Rows of all facts, and the fact that each slot belongs to.
 
     With a subject, a fact has one slot, at the subject's last token in every wording. Without, each token of each
-    question has its own.
+    question has its own. Raises NPTError for a fact that has no question.
     """
     rows: list[Row] = []
     owner: list[int] = []
@@ -74,6 +75,10 @@ def rows_of(
             else:
                 keys = [(i, len(owner) + i) for i in range(len(question))]
                 owner += [number] * len(question)
+            if not question:
+                raise NPTError(
+                    f"{fact.statement!r} is an answer without a question; give a sentence, or --ask and --answer"
+                )
             for prefix in ((), *prefixes):
                 ahead = 1 + len(prefix)
                 ids = [start_token(tokenizer), *prefix, *question, *answer[:-1]]
@@ -257,7 +262,15 @@ def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, 
             moving = open_[fact_of_slot][:, None]
             for (place, d), g in zip(given.items(), gradients, strict=True):
                 d.requires_grad_(False)
-                m, v = mean[place].lerp_(g, 1 - BETAS[0]), square[place].lerp_(g.square(), 1 - BETAS[1])
-                step = (m / (1 - BETAS[0] ** taken)) / ((v / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
-                d -= moving * rate * scale[place] * step
+                d -= moving * rate * scale[place] * adam_direction(mean[place], square[place], g, taken)
     return Targets(keys, {p: d.detach() for p, d in deltas.items()}, probability.tolist(), taken)
+
+
+def adam_direction(mean: Tensor, square: Tensor, gradient: Tensor, step: int) -> Tensor:
+    """The direction of Adam's step number `step` (from 1), of about unit size per element (Kingma and Ba 1412.6980).
+
+    Both moments are updated in place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2.
+    """
+    mean.lerp_(gradient, 1 - BETAS[0])
+    square.lerp_(gradient.square(), 1 - BETAS[1])
+    return (mean / (1 - BETAS[0] ** step)) / ((square / (1 - BETAS[1] ** step)).sqrt() + EPSILON)
