@@ -143,7 +143,9 @@ SHOWN = ("S", "ES", "PS", "NS")
 def evaluation(console: Console, r: dict[str, Any]) -> None:
     if r["ceiling"] is not None:
         console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}", highlight=False)
-    table = Table("method", *SHOWN, "ES acc", "PS acc", "seconds", "perplexity")
+    table = Table()
+    for column in ("method", *SHOWN, "ES acc", "PS acc", "seconds", "perplexity"):
+        table.add_column(column, no_wrap=column not in SHOWN)
     for method, own in r["methods"].items():
         figures = own["figures"]
         accuracies = (f"{figures[k][0]:.2f}" for k in ("es_acc", "ps_acc"))
@@ -153,7 +155,9 @@ def evaluation(console: Console, r: dict[str, Any]) -> None:
 
 
 def retention(console: Console, r: dict[str, Any]) -> None:
-    table = Table("method", "edits", *SHOWN, "perplexity")
+    table = Table()
+    for column in ("method", "edits", *SHOWN, "perplexity"):
+        table.add_column(column, no_wrap=column not in SHOWN)
     for s in r["steps"]:
         table.add_row(s["method"], str(s["edits"]), *(_interval(s["figures"][k]) for k in SHOWN), f"{s['drift']:+.2%}")
     console.print(table)
