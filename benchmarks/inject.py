@@ -21,8 +21,8 @@ from typing import Any, get_args
 
 import neuroplastic as npt
 from neuroplastic.editing.options import Method
+from neuroplastic.folder import list_edits
 from neuroplastic.text import random_words
-from neuroplastic.workspace import list_edits
 
 
 def main() -> None:

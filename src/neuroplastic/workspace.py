@@ -10,7 +10,6 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,12 +32,20 @@ from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import (
     content_hash,
-    read_json,
     read_tensors,
     refuse_occupied,
     whole_folder,
     write_json,
     write_tensors,
+)
+from .folder import (
+    CONFIG_FILE,
+    FORMAT,
+    GENERATOR_FILE,
+    BaseReference,
+    edit_files,
+    read_edit_sequence,
+    read_settings,
 )
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers
@@ -46,19 +53,6 @@ from .text import context_length, encode, read_texts, start_token, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FORMAT = 1
-CONFIG_FILE, GENERATOR_FILE = "npt_config.json", "npt.safetensors"
-
-
-@dataclass(frozen=True)
-class BaseReference:
-    """Which pretrained model a workspace belongs to."""
-
-    spec: str
-    dtype: str
-    sha256: str
-    """content hash of its weights, see files.content_hash"""
 
 
 @dataclass(frozen=True)
@@ -437,58 +431,6 @@ class Workspace:
 
         with FileLock(self.path / ".lock"):
             yield
-
-
-def read_settings(path: Path) -> tuple[BaseReference, PlasticityConfig]:
-    """The checked contents of a workspace's configuration file, without loading any model."""
-    if not path.is_dir():
-        raise NPTError(f"there is no workspace {str(path)!r}; make one with: npt convert smollm2-135m {path}")
-    if not (path / CONFIG_FILE).exists():
-        raise NPTError(f"{str(path)!r} is not a workspace: it has no {CONFIG_FILE}")
-    settings = read_json(path / CONFIG_FILE)
-    if settings.get("format") != FORMAT:
-        raise NPTError(f"{path / CONFIG_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}")
-    base, plasticity = settings.get("base"), settings.get("plasticity")
-    fields = ("spec", "dtype", "sha256")
-    if not isinstance(base, dict) or not all(isinstance(base.get(f), str) for f in fields):
-        raise NPTError(f"{path / CONFIG_FILE} is damaged: its base reference is incomplete")
-    if not isinstance(plasticity, dict):
-        raise NPTError(f"{path / CONFIG_FILE} is damaged: it has no plasticity settings")
-    return BaseReference(**{f: base[f] for f in fields}), PlasticityConfig.from_dict(plasticity)
-
-
-def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
-    """The active and the undone edits of a workspace folder, each in order, without loading any model."""
-    read_settings(path)
-
-    def read(folder: str) -> list[Edit]:
-        found = []
-        for file in edit_files(path / folder):
-            try:
-                found.append(Edit.load(file))
-            except NPTError as e:
-                note(f"npt: this edit is left out: {e}")
-        return sorted(found, key=lambda e: (e.sequence, e.name))
-
-    return read("edits"), read("edits/undone")
-
-
-def edit_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.safetensors"))
-
-
-def read_edit_sequence(file: Path) -> int:
-    """An edit's place in the order, from its file's header alone; 0 where the file is damaged, which takes no place.
-
-    Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="pt") as f:
-            return int(json.loads((f.metadata() or {})["npt"])["sequence"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return 0
 
 
 def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:

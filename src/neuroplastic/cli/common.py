@@ -35,7 +35,8 @@ def open_workspace(path: Path) -> Workspace:
     """The workspace at `path`, loaded unless it is already."""
     if path in LOADED:
         return LOADED[path]
-    from ..workspace import Workspace, read_settings
+    from ..folder import read_settings
+    from ..workspace import Workspace
 
     read_settings(path)  # bad input is answered before torch is asked for anything
     with status(f"opening {path}"):
