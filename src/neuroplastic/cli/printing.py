@@ -92,7 +92,7 @@ def verification(console: Console, r: dict[str, Any]) -> None:
     for name, why in r["refused"].items():
         console.print(f"[red]{name}[/red]: {why}", highlight=False)
     if r["facts"]:
-        table = Table("edit", "last word", "still holds", "probability")
+        table = Table("edit", "answer", "still holds", "probability")
         for f in r["facts"]:
             table.add_row(f["name"], f["answer"], "yes" if f["holds"] else "no", f"{f['answer_probability']:.1%}")
         console.print(table)
@@ -123,7 +123,7 @@ def edits(console: Console, r: dict[str, Any]) -> None:
 
 def comparison(console: Console, r: dict[str, Any]) -> None:
     table = Table("without the edits", "with them", title=escape(r["prompt"]), title_justify="left")
-    table.add_row(escape(r["unedited"]), escape(r["edited"]))
+    table.add_row(*(escape(" ".join(r[k].split())) for k in ("unedited", "edited")))
     console.print(table)
     if r["tracked"]:
         probabilities(console, {word: (p["unedited"], p["edited"]) for word, p in r["tracked"].items()})
