@@ -230,7 +230,7 @@ def test_facts_in_every_form(made: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--from", "{tmp}/none.txt"], "there is no file"),
         (["--from", "{tmp}/facts.txt", "--name", "x"], "--name has no meaning with --from"),
         (["--from", "{tmp}/bad.jsonl"], "bad.jsonl, line 1: unknown field 'colour'"),
-        (["A b.", "--keep", "{tmp}/none.txt"], "cannot read"),
+        (["A b.", "--keep", "{tmp}/none.txt"], "there is no file"),
         (["A b.", "--keep", "{tmp}/empty.txt"], "holds no sentence"),
         (["A b.", "--sites", "head"], "there is no site 'head'"),
         (["A b.", "--rank", "0"], "rank must be at least 1"),

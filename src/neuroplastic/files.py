@@ -80,6 +80,16 @@ def write_json(path: Path, data: object) -> None:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that a user gave. Raises NPTError where there is none, or it is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NPTError(f"there is no file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise NPTError(f"cannot read {str(path)!r} as UTF-8 text: {e}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises NPTError where the file is missing, unreadable or not one JSON object."""
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .console import Progress, progress
 from .errors import NPTError
-from .files import cache_dir, read_tensors, write_tensors
+from .files import cache_dir, read_tensors, read_text, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,12 +68,7 @@ def context_length(model: PreTrainedModel) -> int:
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a file: a .jsonl file's `text` fields, or a text file's paragraphs. Raises NPTError."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NPTError(f"there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise NPTError(f"cannot read {str(path)!r} as UTF-8 text: {e}") from None
+    content = read_text(path)
     if path.suffix == ".jsonl":
         texts = []
         for number, line in enumerate(content.splitlines(), 1):

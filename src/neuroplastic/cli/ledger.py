@@ -125,10 +125,9 @@ def _lines(file: Path | None) -> tuple[str, ...]:
     """The lines of a file that are not empty; none for no file."""
     if file is None:
         return ()
-    try:
-        found = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as e:
-        raise NPTError(f"cannot read {str(file)!r} as UTF-8 text: {e}") from None
+    from ..files import read_text
+
+    found = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not found:
         raise NPTError(f"{file} holds no sentence")
     return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NPTError
+from ..files import read_text
 
 PARTICLES = frozenset(["of", "de", "la", "du", "da", "di", "del", "van", "von", "der", "den", "le", "al", "bin", "ibn"])
 """Lower-case words inside names: University of Cambridge, Vincent van Gogh."""
@@ -85,12 +86,7 @@ def read_facts(path: Path) -> list[tuple[str | None, Fact]]:
     A text file holds one statement a line; a .jsonl file objects with `statement`, or `question` and `answer`, and
     optionally `subject`, `wordings` (a list) and `name`. Raises NPTError, naming the line, where one is malformed.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise NPTError(f"there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise NPTError(f"cannot read {str(path)!r} as UTF-8 text: {e}") from None
+    lines = read_text(path).splitlines()
     read = _fact_in_json if path.suffix == ".jsonl" else (lambda line: (None, fact_of(line.strip())))
     facts: list[tuple[str | None, Fact]] = []
     for number, line in enumerate(lines, 1):
