@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import export
+    from .calibration.calibrate import Calibration, calibrate
+    from .calibration.options import CalibrateOptions
     from .config import PlasticityConfig
     from .editing.edit import Edit
     from .editing.extract import Modulation, extract_modulation, mean, transfer
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Calibration": "calibration.calibrate",
+    "CalibrateOptions": "calibration.options",
+    "calibrate": "calibration.calibrate",
     "transfer": "editing.extract",
     "mean": "editing.extract",
     "extract_modulation": "editing.extract",
@@ -51,6 +56,8 @@ _HOME = {
 }
 
 __all__ = [
+    "CalibrateOptions",
+    "Calibration",
     "CheckFailed",
     "Edit",
     "Fact",
@@ -62,6 +69,7 @@ __all__ = [
     "PlasticityConfig",
     "Workspace",
     "asked",
+    "calibrate",
     "consolidate_weights",
     "convert",
     "export",

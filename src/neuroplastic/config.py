@@ -45,6 +45,16 @@ class Axes(NamedTuple):
         """The projections whose output the generator changes."""
         return tuple(s for s in SITES if s in self.modulation.split("+")) if self.on_weights else ("gate",)
 
+    @property
+    def out_of_reach(self) -> tuple[str, ...]:
+        """What no generator on these axes can give back of the pretrained layer; empty where all of it can be."""
+        lost = []
+        if self.mlp_input == "pre_attention" and "up" not in self.sites:
+            lost.append("up reads n(h) and is not modulated")
+        if self.attention_residual == "drop" and "down" not in self.sites:
+            lost.append("nothing carries the attention output that the layer no longer adds")
+        return tuple(lost)
+
 
 PRESETS: dict[Preset, Axes] = {
     "v1": Axes("additive", "post_attention", "keep"),
@@ -72,6 +82,9 @@ class PlasticityConfig:
 
     np_rank: int = 64
     """r: width of the low-rank generator's bottleneck."""
+
+    layer_ranks: str = ""
+    """Layers whose bottleneck has another width than np_rank, such as 0:128,8-15:32."""
 
     num_ranks: int = 1
     """k: rank-1 components per token and site (low_rank on weights)."""
@@ -116,7 +129,12 @@ class PlasticityConfig:
                 raise NPTError(f"{field} must be a whole number of at least 1, not {value!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise NPTError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
+        parse_ranks(self.layer_ranks)
         self._refuse_impossible()
+
+    def rank_of(self, layer: int) -> int:
+        """r of one layer: its own, or np_rank."""
+        return parse_ranks(self.layer_ranks).get(layer, self.np_rank)
 
     def _refuse_impossible(self) -> None:
         if self.generator == "analytic":
@@ -173,6 +191,17 @@ def _layers_as_text(layers: Any) -> str:
     if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
         raise NPTError(f"layers must be text such as 'all' or '8-15', or whole numbers, not {layers!r}")
     return ",".join(map(str, items))
+
+
+def parse_ranks(spec: str) -> dict[int, int]:
+    """The widths that `layer_ranks` gives to layers. Raises NPTError where a part is not understood."""
+    ranks: dict[int, int] = {}
+    for part in filter(None, (p.strip() for p in spec.split(","))):
+        m = re.fullmatch(r"(\d+)(?:-(\d+))?:([1-9]\d*)", part)
+        if m is None:
+            raise NPTError(f"layer_ranks {part!r} not understood; use 0:128 or 8-15:32, separated by commas")
+        ranks.update(dict.fromkeys(range(int(m[1]), int(m[2] or m[1]) + 1), int(m[3])))
+    return ranks
 
 
 def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:

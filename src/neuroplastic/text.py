@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BETWEEN_DOCUMENTS = "<|endoftext|>"
 SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 16
 """Self-written text: how many sequences, how many tokens each, and how many of them are held out for measuring."""
+CALIBRATION_TEXTS, CALIBRATION_HELD_OUT = 256, 64
+"""The same for learning a generator, which needs more of both."""
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -108,20 +110,36 @@ def self_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_h
     token and a random word: left alone, an instruction-tuned model begins most of its texts with the same few tokens.
     The model must be the unedited base in standard mode.
     """
-    path = cache_dir() / "statistics" / base_hash[:16] / f"self_text_{SELF_TEXTS}x{SELF_LENGTH}.safetensors"
+    ids = _written(model, tokenizer, base_hash, SELF_TEXTS, seed=0)
+    return ids[HELD_OUT:], ids[:HELD_OUT]
+
+
+def calibration_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_hash: str
+) -> tuple[Tensor, Tensor]:
+    """More of it, for learning a generator: (ids to learn from, ids held out), none of them in `self_text`."""
+    ids = _written(model, tokenizer, base_hash, CALIBRATION_TEXTS, seed=1)
+    return ids[CALIBRATION_HELD_OUT:], ids[:CALIBRATION_HELD_OUT]
+
+
+def _written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_hash: str, count: int, seed: int
+) -> Tensor:
+    """`count` sequences from the cache, or written now and put there."""
+    name = f"self_text_{count}x{SELF_LENGTH}" + (f"_seed{seed}" if seed else "")
+    path = cache_dir() / "statistics" / base_hash[:16] / f"{name}.safetensors"
     length = min(SELF_LENGTH, context_length(model))
     if path.exists():
         tensors, _ = read_tensors(path)
         ids = tensors.get("ids")
-        if ids is None or tuple(ids.shape) != (SELF_TEXTS, length):
+        if ids is None or tuple(ids.shape) != (count, length):
             raise NPTError(f"{path} does not hold the text it should; delete it and it is written again")
     else:
         with progress("the model writes its own calibration text (once per model)") as step:
-            openings = [[start_token(tokenizer), word] for word in random_words(tokenizer, SELF_TEXTS)]
-            ids = write_text(model, torch.tensor(openings, device=model.device), length, progress=step)
-        write_tensors(path, {"ids": ids.int()}, {"base": base_hash, "seed": 0, "temperature": 1.0})
-    ids = ids.long().to(model.device)
-    return ids[HELD_OUT:], ids[:HELD_OUT]
+            openings = [[start_token(tokenizer), word] for word in random_words(tokenizer, count, seed)]
+            ids = write_text(model, torch.tensor(openings, device=model.device), length, seed, step)
+        write_tensors(path, {"ids": ids.int()}, {"base": base_hash, "seed": seed, "temperature": 1.0})
+    return ids.long().to(model.device)
 
 
 def random_words(

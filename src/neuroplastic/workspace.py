@@ -32,23 +32,13 @@ from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .files import (
     content_hash,
-    read_tensors,
     refuse_occupied,
     whole_folder,
-    write_json,
-    write_tensors,
 )
-from .folder import (
-    CONFIG_FILE,
-    FORMAT,
-    GENERATOR_FILE,
-    BaseReference,
-    edit_files,
-    read_edit_sequence,
-    read_settings,
-)
+from .folder import GENERATOR_FILE, BaseReference, edit_files, read_edit_sequence
+from .generator_file import generator_state, load_generator_state, read_generators, write_generators
 from .structure import decoder_layers
-from .surgery import base_state, convert, mode, plastic_layers
+from .surgery import base_state, convert, mode, plastic_layers, revert
 from .text import context_length, encode, read_texts, start_token, windows
 
 if TYPE_CHECKING:
@@ -129,19 +119,14 @@ class Workspace:
         convert(model, config)
         with whole_folder(path) as making:
             (making / "edits" / "undone").mkdir(parents=True)
-            write_tensors(making / GENERATOR_FILE, _generator_state(model), {"kind": "generator", "format": FORMAT})
-            settings = {"format": FORMAT, "base": vars(reference), "plasticity": config.to_dict()}
-            write_json(making / CONFIG_FILE, settings)
+            write_generators(making, reference, config, model)
         return cls(path, reference, config, model, tokenizer)
 
     @classmethod
     def open(cls, path: str | Path) -> Workspace:
         """Raises NPTError where the folder is no workspace, a file in it is damaged, or its base has changed."""
         path = Path(path)
-        reference, config = read_settings(path)
-        tensors, metadata = read_tensors(path / GENERATOR_FILE)
-        if metadata.get("kind") != "generator" or metadata.get("format") != FORMAT:
-            raise NPTError(f"{path / GENERATOR_FILE} is not a generator file of format {FORMAT}")
+        reference, config, tensors = read_generators(path)
         model, tokenizer = models.load_base(reference.spec, reference.dtype)
         if (found := content_hash(base_state(model))) != reference.sha256:
             raise NPTError(
@@ -149,7 +134,7 @@ class Workspace:
                 f"made for {reference.sha256[:12]}; restore that model or create a new workspace"
             )
         convert(model, config)
-        _load_generator_state(model, tensors, path / GENERATOR_FILE)
+        load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
         readable = []
         for file in edit_files(path / "edits"):
@@ -162,6 +147,35 @@ class Workspace:
                 note(f"npt: this edit is left out: {e}")
         workspace.editor.ledger.set_active(readable)
         return workspace
+
+    # --- generators ----------------------------------------------------------------------------------------------
+
+    def reconfigure(self, config: PlasticityConfig) -> None:
+        """Gives the layers that `config` names new generators, in memory; `save_generators` makes it last.
+
+        The weights, with the edits in them, stay. Raises NPTError, with nothing changed, where the model cannot be
+        converted so.
+        """
+        kept = generator_state(self.model)
+        revert(self.model)
+        try:
+            convert(self.model, config)
+        except BaseException:
+            convert(self.model, self.config)
+            load_generator_state(self.model, kept, self.path / GENERATOR_FILE)
+            raise
+        self.config = config
+
+    def save_generators(self) -> None:
+        """Writes the generators and their configuration into the folder, both or none of them."""
+        with self._locked():
+            write_generators(self.path, self.base, self.config, self.model)
+
+    def reload_generators(self) -> None:
+        """Puts the generators back that the folder holds."""
+        _, config, tensors = read_generators(self.path)
+        self.reconfigure(config)
+        load_generator_state(self.model, tensors, self.path / GENERATOR_FILE)
 
     # --- edits ---------------------------------------------------------------------------------------------------
 
@@ -431,27 +445,3 @@ class Workspace:
 
         with FileLock(self.path / ".lock"):
             yield
-
-
-def _generator_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {
-        f"layers.{i}.{name}": t
-        for i, p in plastic_layers(model).items()
-        for name, t in p.generator.state_dict().items()
-    }
-
-
-def _load_generator_state(model: torch.nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    expected = _generator_state(model)
-    if wrong := sorted(expected.keys() ^ tensors.keys()):
-        what = "misses" if wrong[0] in expected else "holds an unknown"
-        raise NPTError(f"{file} does not match {CONFIG_FILE}: it {what} tensor {wrong[0]!r}")
-    for name, t in tensors.items():
-        if t.shape != expected[name].shape or t.dtype != expected[name].dtype:
-            raise NPTError(
-                f"{file} does not match {CONFIG_FILE}: {name!r} is {t.dtype} {tuple(t.shape)}, expected "
-                f"{expected[name].dtype} {tuple(expected[name].shape)}"
-            )
-    for i, p in plastic_layers(model).items():
-        head = f"layers.{i}."
-        p.generator.load_state_dict({n[len(head) :]: t for n, t in tensors.items() if n.startswith(head)})

@@ -18,6 +18,7 @@ from .common import app
 # Importing them is what adds the commands, in the order in which they are listed.
 # isort: off
 from . import model  # noqa: F401
+from . import learn  # noqa: F401
 from . import ledger  # noqa: F401
 from . import exchange  # noqa: F401
 from . import evaluate  # noqa: F401

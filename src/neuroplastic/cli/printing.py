@@ -45,6 +45,23 @@ def fidelity(console: Console, r: dict[str, Any]) -> None:
     console.print(table)
 
 
+def calibration(console: Console, r: dict[str, Any]) -> None:
+    table = Table("layers", "rank", "share of the payload's power explained")
+    for layer, rank in r["ranks"].items():
+        table.add_row(layer, str(rank), f"{r['explained'][layer]:.2%}")
+    console.print(table)
+    rise = r["perplexity"] / r["perplexity_base"] - 1
+    console.print(
+        f"perplexity on held-out text: {r['perplexity_base']:.2f} base, {r['perplexity']:.2f} calibrated ({rise:+.2%})",
+        highlight=False,
+    )
+    console.print(
+        f"{r['generator_parameters']:,} parameters from {r['tokens']:,} tokens in {r['seconds']:.1f} s", highlight=False
+    )
+    for lost in r["out_of_reach"]:
+        console.print(f"[yellow]cannot be the pretrained model with any rank[/yellow]: {lost}", highlight=False)
+
+
 def edit(console: Console, r: dict[str, Any]) -> None:
     about = f" at {r['subject']!r}" if r["subject"] else ""
     console.print(

@@ -29,8 +29,9 @@ class _LowRank(Generator):
 
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int):
         super().__init__()
-        if config.np_rank > d_model:
-            raise NPTError(f"np_rank {config.np_rank} is above the model's width {d_model}")
+        self.rank = config.rank_of(layer)
+        if self.rank > d_model:
+            raise NPTError(f"np_rank {self.rank} is above the model's width {d_model}")
         self.config, self.d_model, self.d_ffn = config, d_model, d_ffn
         # each layer its own stream, so that adding a layer does not change the others
         self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
@@ -59,7 +60,7 @@ class LowRankWeights(_LowRank):
 
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int):
         super().__init__(config, d_model, d_ffn, layer)
-        k, r = config.num_ranks, config.np_rank
+        k, r = config.num_ranks, self.rank
         d_in = {"gate": d_model, "up": d_model, "down": d_ffn}
         d_out = {"gate": d_ffn, "up": d_ffn, "down": d_model}
         self.code = self._linear(d_model, r, d_model**-0.5)
@@ -74,7 +75,7 @@ class LowRankWeights(_LowRank):
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         code = self._code(self.code, s)
-        k, r = self.config.num_ranks, self.config.np_rank
+        k, r = self.config.num_ranks, self.rank
         if site in self.key:
             c = torch.einsum("...kr,...r->...k", self.key[site](z).unflatten(-1, (k, r)), code)
             weighted = (c[..., :, None] * code[..., None, :]).flatten(-2)  # c (x) code  [..., k r]
@@ -86,7 +87,7 @@ class LowRankWeights(_LowRank):
         self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals
     ) -> tuple[Tensor, Tensor]:
         code = self._code(self.code, s)
-        k, r = self.config.num_ranks, self.config.np_rank
+        k, r = self.config.num_ranks, self.rank
         Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
         v_b = torch.einsum("okr,...r->...ko", Q.unflatten(-1, (k, r)), code)
         if site in self.key:
@@ -102,7 +103,7 @@ class LowRankActivations(_LowRank):
 
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int):
         super().__init__(config, d_model, d_ffn, layer)
-        r = config.np_rank
+        r = self.rank
         parts = {"additive": ["add"], "multiplicative": ["mult"], "both": ["mult", "add"]}[config.axes.modulation]
         self.code = nn.ModuleDict({p: self._linear(d_model, r, d_model**-0.5) for p in parts})
         self.payload = nn.ModuleDict({p: self._linear(r, d_ffn, 0.02 * r**-0.5) for p in parts})

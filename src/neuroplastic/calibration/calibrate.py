@@ -1,0 +1,166 @@
+"""`calibrate`: generators of a workspace fitted to its pretrained model, and saved."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..config import PlasticityConfig
+from ..console import Progress, progress
+from ..errors import NPTError
+from ..evaluation.fidelity import perplexity
+from ..surgery import mode, plastic_layers, set_mode
+from ..text import calibration_text, context_length, read_texts, windows
+from .budget import as_text, spend
+from .fit import Solution, check_calibratable, solve, write
+from .moments import collect
+from .options import CalibrateOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..workspace import Workspace
+
+WINDOW = 128
+"""Tokens per row that texts of a file are cut into."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration did."""
+
+    tokens: int
+    """read for the fit"""
+    seconds: float
+    """for the fit alone, with the text at hand"""
+    generator_parameters: int
+    ranks: dict[str, int]
+    explained: dict[str, float]
+    """share of the payload's power that each layer's rank accounts for, on the text of the fit"""
+    out_of_reach: tuple[str, ...]
+    """what these axes cannot give back with any generator; nothing for dual, triple and v1"""
+    perplexity_base: float
+    """on held-out self-written text"""
+    perplexity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> Calibration:
+    """Fits the low-rank generators of a workspace in closed form and saves them in it.
+
+    A workspace with analytic generators gets low-rank ones. Edits stay as they are; the fit is to the base without
+    them. Raises NPTError, with nothing changed, where the text cannot be read or the settings have no closed form.
+    """
+    options = options or CalibrateOptions()
+    config = _low_rank(workspace.config, options)
+    check_calibratable(config)
+    model, editor = workspace.model, workspace.editor
+    with editor.only(()):
+        text = calibration_rows(workspace, options.data, options.tokens)
+        workspace.reconfigure(config)
+        try:
+            began = time.perf_counter()
+            if options.np_rank == "auto":
+                base = workspace.info()["parameters"]
+                solutions = solved(model, text)
+                config = _spent(workspace, solutions, options.parameters(base))
+                workspace.reconfigure(config)
+                explained = _written(model, solutions)
+            else:
+                explained = fit_generators(model, text, options.sequential)
+            seconds = time.perf_counter() - began
+        except BaseException:
+            workspace.reload_generators()
+            raise
+        workspace.save_generators()
+        with progress("measuring perplexity on held-out text"):
+            with mode(model, "standard"):
+                base_perplexity = perplexity(model, workspace.held_out)
+            with mode(model, "dynamic"):
+                plastic = perplexity(model, workspace.held_out)
+    return Calibration(
+        tokens=text.numel(),
+        seconds=seconds,
+        generator_parameters=workspace.info()["generator_parameters"],
+        ranks={str(i): config.rank_of(i) for i in plastic_layers(model)},
+        explained={str(i): share for i, share in explained.items()},
+        out_of_reach=config.axes.out_of_reach,
+        perplexity_base=base_perplexity,
+        perplexity=plastic,
+    )
+
+
+def fit_generators(model: PreTrainedModel, text: Tensor, sequential: bool = False) -> dict[int, float]:
+    """Fits every generator of a converted, unedited model on `text` (N, T); the share of power explained per layer.
+
+    `sequential` reads the text once per layer, with the layers before it in dynamic mode as they were fitted.
+    """
+    if not sequential:
+        return _written(model, solved(model, text))
+    explained = {}
+    plastic = plastic_layers(model)
+    with mode(model, "standard"), progress("calibrating one layer after another") as step:
+        for done, (i, plasticity) in enumerate(plastic.items(), 1):
+            axes, source = plasticity.config.axes, plasticity.config.input
+            moments = collect(model, [plasticity.parts], axes, source, text)[i]
+            explained[i] = write(plasticity, solve(plasticity, moments))
+            set_mode(model, "dynamic", layers=str(i))
+            step(done, len(plastic))
+    return explained
+
+
+def solved(model: PreTrainedModel, text: Tensor) -> dict[int, Solution]:
+    """The regression of every converted layer, for all ranks at once, from one pass over `text`."""
+    plastic = plastic_layers(model)
+    config = next(iter(plastic.values())).config
+    parts = [p.parts for p in plastic.values()]
+    with mode(model, "standard"), progress("reading ordinary text") as step:
+        moments = collect(model, parts, config.axes, config.input, text, step)
+    with progress("solving") as step:
+        return {i: _counted(step, n, len(plastic), p, moments.pop(i)) for n, (i, p) in enumerate(plastic.items(), 1)}
+
+
+def calibration_rows(workspace: Workspace, data: Any, tokens: int) -> Tensor:
+    """Rows of tokens (N, T) to learn from: of a file, or what the unedited model writes itself."""
+    model, tokenizer = workspace.model, workspace.tokenizer
+    if data is not None:
+        length = min(WINDOW, context_length(model))
+        return windows(tokenizer, read_texts(data), length, tokens).to(model.device)
+    with workspace.editor.only(()), mode(model, "standard"):
+        rows, _ = calibration_text(model, tokenizer, workspace.base.sha256)
+    return rows[: max(1, tokens // rows.shape[1])]
+
+
+def _counted(step: Progress, done: int, total: int, *of: Any) -> Solution:
+    solution = solve(*of)
+    step(done, total)
+    return solution
+
+
+def _written(model: PreTrainedModel, solutions: dict[int, Solution]) -> dict[int, float]:
+    return {i: write(p, solutions[i]) for i, p in plastic_layers(model).items()}
+
+
+def _low_rank(config: PlasticityConfig, options: CalibrateOptions) -> PlasticityConfig:
+    """The workspace's configuration with what the options ask for."""
+    source = options.input or ("effect" if config.generator == "analytic" else config.input)
+    config = replace(config, generator="low_rank", input=source)
+    if isinstance(options.np_rank, int):
+        config = replace(config, np_rank=options.np_rank, layer_ranks="")
+    return config
+
+
+def _spent(workspace: Workspace, solutions: dict[int, Solution], budget: int) -> PlasticityConfig:
+    """The configuration whose ranks `budget` buys. Errors count relative to the residual stream they fall into."""
+    plastic, config = plastic_layers(workspace.model), workspace.config
+    if config.bottleneck != "linear":
+        raise NPTError("--np-rank auto needs a linear bottleneck")
+    first = next(iter(plastic.values())).generator
+    cost = sum(p.numel() for p in first.parameters()) // config.rank_of(min(plastic))
+    gains = {i: (s.space.gains / s.stream).tolist() for i, s in solutions.items()}
+    return replace(config, layer_ranks=as_text(spend(gains, cost, budget)))

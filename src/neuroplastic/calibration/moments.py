@@ -1,0 +1,154 @@
+"""Sums over text from which generators are fitted: some d x d matrices per layer, however long the text is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..config import Axes, GeneratorInput
+from ..console import Progress
+from ..modulation import residual_growth
+from ..observe import Seen, observing
+from ..structure import LayerParts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH = 16
+
+
+class Moments:
+    """Second moments of one layer. s is what the generator reads, t the change of input that the payload of gate and up
+    must make up for: y = W t.
+
+    t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero where the MLP reads
+    x_c itself. `carried` is what down must add where the layer no longer adds attention. Sums are float64.
+    """
+
+    def __init__(self, axes: Axes, source: GeneratorInput, d_model: int, device: torch.device):
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.axes, self.source = axes, source
+        self.count = 0
+        self._ss, self._ts, self._tt = zeros(d_model, d_model), zeros(d_model, d_model), zeros(d_model, d_model)
+        self._growth = zeros(d_model)
+        self._carried, self._carried_power = zeros(d_model, d_model), zeros()
+        self._slopes: Tensor = zeros()
+        self._behind, self._stream = 0, zeros()
+
+    def add(self, seen: Seen) -> None:
+        """Takes in the tokens of one forward pass."""
+        x_c, x, a = (_rows(t) for t in (seen.x_c, seen.x, seen.a))
+        e = x_c - x
+        s = a if self.source == "attention" else e
+        self.count += len(s)
+        self._ss += s.T @ s
+        if self.axes.mlp_input == "pre_attention":
+            t = e
+            if not self.axes.on_weights and self.axes.modulation != "additive":
+                growth = residual_growth(_rows(seen.h), a * seen.parts.attention_scale)
+                self._growth += ((growth - 1) * s).sum(0)
+                t = x_c - growth * x
+            self._ts += t.T @ s
+            self._tt += t.T @ t
+        if "down" in self.axes.sites and self.axes.attention_residual == "drop":
+            carried = _rows(seen.carried)
+            self._carried += carried.T @ s
+            self._carried_power += carried.square().sum()
+        self._slopes = self._slopes + _slopes(seen)
+        stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
+        self._stream += stream.square().sum()
+        self._behind += len(stream)
+
+    @property
+    def ss(self) -> Tensor:
+        """C = E[s s^T] [d, d]."""
+        return self._ss / self.count
+
+    @property
+    def ts(self) -> Tensor:
+        """E[t s^T] [d, d]."""
+        return self._ts / self.count
+
+    @property
+    def tt(self) -> Tensor:
+        """E[t t^T] [d, d]."""
+        return self._tt / self.count
+
+    @property
+    def growth(self) -> Tensor:
+        """E[(rho/rho' - 1) s] [d]; zero where nothing is multiplied."""
+        return self._growth / self.count
+
+    @property
+    def carried(self) -> Tensor:
+        """E[carried s^T] [d, d]; zero where the layer adds attention itself."""
+        return self._carried / self.count
+
+    @property
+    def carried_power(self) -> float:
+        """E|carried|^2."""
+        return float(self._carried_power / self.count)
+
+    @property
+    def slopes(self) -> Tensor:
+        """E[(dm_j/dg_j)^2 + (dm_j/du_j)^2] / 2 of each hidden unit [f], m = act(g) u."""
+        return self._slopes / self.count
+
+    @property
+    def stream(self) -> float:
+        """E|h + a|^2 of the residual stream in front of the MLP, without the first position, an attention sink."""
+        return float(self._stream / max(1, self._behind))
+
+
+@torch.no_grad()
+def collect(
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    axes: Axes,
+    source: GeneratorInput,
+    text: Tensor,
+    step: Progress | None = None,
+) -> dict[int, Moments]:
+    """The moments of all of these layers in one pass over `text` (N, T), rows of tokens without padding.
+
+    The layers must be in standard mode. Nothing behind the last of them is computed.
+    """
+    last = max(p.index for p in parts)
+    width = model.get_input_embeddings().embedding_dim
+    found = {p.index: Moments(axes, source, width, model.device) for p in parts}
+
+    def see(seen: Seen) -> None:
+        found[seen.parts.index].add(seen)
+        if seen.parts.index == last:
+            raise _Enough
+
+    with observing(parts, see):
+        for done in range(0, len(text), BATCH):
+            with suppress(_Enough):
+                model.base_model(input_ids=text[done : done + BATCH], use_cache=False)
+            if step is not None:
+                step(min(done + BATCH, len(text)), len(text))
+    return found
+
+
+class _Enough(Exception):
+    """Raised behind the last layer that is looked at: the rest of the model need not run."""
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.flatten(0, 1).to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _slopes(seen: Seen) -> Tensor:
+    """Sum over tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation, whatever act is."""
+    g, u = _rows(seen.g).requires_grad_(), _rows(seen.u)
+    with torch.enable_grad():
+        m = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
+        (slope,) = torch.autograd.grad(m.sum(), g)
+    return ((slope * u).square().sum(0) + m.detach().square().sum(0)) / 2
