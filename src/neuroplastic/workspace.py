@@ -106,7 +106,7 @@ class Workspace:
     ):
         self.path, self.base, self.config = path, base, config
         self.model, self.tokenizer = model, tokenizer
-        self.editor = Editor(model, tokenizer, base.sha256)
+        self.editor = Editor(model, tokenizer, base.sha256, path)
         self.refused: dict[str, str] = {}
         """edit files that could not be read when the workspace was opened, and why; the others are active"""
 
@@ -183,7 +183,7 @@ class Workspace:
     def inject(
         self,
         fact: str | Fact,
-        method: Method = "consolidate",
+        method: Method | None = None,
         name: str | None = None,
         alpha: float | None = None,
         layers: str | None = None,

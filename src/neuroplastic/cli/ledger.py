@@ -38,7 +38,7 @@ def inject(
     wording: UseAppendAction[tuple[str, ...]] = (),
     subject: str | None = None,
     from_file: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-    method: Method = "consolidate",
+    method: Method | None = None,
     start: Start = "consolidate",
     alpha: float | None = None,
     layers: str | None = None,
