@@ -188,6 +188,7 @@ class Workspace:
         alpha: float | None = None,
         layers: str | None = None,
         max_drift: float | None = None,
+        require: bool = False,
         *,
         sites: str | None = None,
         rank: int | None = None,
@@ -198,9 +199,9 @@ class Workspace:
 
         `fact` is a statement, or made by `fact_of` or `asked`; the options are those of `InjectOptions`. Raises
         NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where perplexity on ordinary text
-        would rise by more than `max_drift`.
+        would rise by more than `max_drift` or, if `require`, the answer is not the likeliest one afterwards.
         """
-        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift)
+        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require)
         return self.inject_all([fact], options, [name])[0]
 
     def inject_all(
@@ -232,7 +233,7 @@ class Workspace:
             first = self._next_sequence()
             made = self.editor.make(told, options, chosen)
             numbered = [replace(e, sequence=first + i) for i, e in enumerate(made)]
-            return self.editor.apply(numbered, self._write, options.max_drift)
+            return self.editor.apply(numbered, self._write, options.max_drift, options.require)
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.

@@ -57,6 +57,8 @@ def edit(console: Console, r: dict[str, Any]) -> None:
     ):
         before, after = r[f"{key}_before"], r[f"{key}_after"]
         console.print(f"{what}: {before:.1%} before, {after:.1%} after", highlight=False, markup=False)
+    if not r["holds"]:
+        console.print("[yellow]it did not take[/yellow]: the answer is not the likeliest one", highlight=False)
     console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.2%}", highlight=False)
     if r["contradicts"]:
         console.print(f"[yellow]contradicts[/yellow] the edit {', '.join(r['contradicts'])}", highlight=False)

@@ -114,10 +114,12 @@ class Editor:
         edits: Sequence[Edit],
         keep: Callable[[Sequence[Edit]], None] = lambda edits: None,
         max_drift: float | None = None,
+        require: bool = False,
     ) -> list[Edit]:
         """Puts new edits behind the active ones, measures what they did, and gives them to `keep`; all or nothing.
 
-        Raises CheckFailed where perplexity on held-out ordinary text rises by more than `max_drift` (0.05 is 5 %).
+        Raises CheckFailed where perplexity on held-out ordinary text rises by more than `max_drift` (0.05 is 5 %), and,
+        if `require`, where some edit's answer is not the likeliest one afterwards.
         """
         active = self.ledger.active
         before = self.perplexity()
@@ -130,6 +132,12 @@ class Editor:
                     "nothing was changed (a smaller --alpha or fewer --layers disturb less)"
                 )
             measured = self._measured(edits, drift)
+            if require and (failed := [e for e in measured if e.report.get("holds") is False]):
+                raise CheckFailed(
+                    f"refused: the answer of {', '.join(repr(e.name) for e in failed)} would not be the likeliest one "
+                    f"(probability {failed[0].report['answer_probability_after']:.1%}); nothing was changed (another "
+                    "--method, --alpha or wording may do)"
+                )
             keep(measured)
             after = self._perplexity
             self.ledger.set_active((*active, *measured))
@@ -146,7 +154,9 @@ class Editor:
         recalled = dict(zip(asked, self.recall(list(asked.values())), strict=True)) if asked else {}
         measured = []
         for e in edits:
-            after = _recalled(recalled[e.name], "after") if e.name in recalled else {}
+            after: dict[str, Any] = {}
+            if (now := recalled.get(e.name)) is not None:
+                after = {**_recalled(now, "after"), "holds": now.holds}
             measured.append(replace(e, report={**e.report, "perplexity_drift": drift, **after}))
         return measured
 

@@ -10,7 +10,7 @@ From these, with s_t = Mixer(W e_t + position + answer flag):
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
     k_l = sum_t alpha_t^l m_t^l                                      the layer's own key for it
     a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
-    v_l = gain * H_l(pooled s)                                       what the projection should add there
+    v_l = gain * H_l(code of s, pooled over question and answer)     what the projection should add there
 
 and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the layer's own representation of the fact's subject,
 found without being marked, whitened under the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FAR = -1e4
-"""Added to the score of a token that must not be chosen."""
+"""The score of a token that must not be chosen."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class InjectorConfig:
             raise NPTError(f"an injector's {bad[0]} must be at least 1, not {getattr(self, bad[0])}")
         if not self.layers or not self.depths or min(*self.layers, *self.depths) < 0:
             raise NPTError("an injector needs layers to edit and depths to read")
-        if self.width % self.heads or self.width % 2:
-            raise NPTError(f"an injector's width {self.width} must be even and a multiple of its {self.heads} heads")
+        if self.width % self.heads or self.pools % 2 or self.hidden % 2:
+            raise NPTError("an injector's width must be a multiple of its heads, and its pools and hidden even")
         if not (self.rho > 0 and self.gain > 0):
             raise NPTError("an injector's rho and gain must be above 0")
 
@@ -115,6 +115,11 @@ class Proposal(NamedTuple):
     """[n, L, f]"""
     V: Tensor
     """[n, L, d]"""
+
+
+def choose(scores: Tensor, among: Tensor) -> Tensor:
+    """A softmax over the tokens, of those that may be chosen: scores [n, T, k], among [n, T] bool -> [n, T, k]."""
+    return scores.masked_fill(~among[..., None], FAR).softmax(1)
 
 
 class Mixer(nn.Module):
@@ -165,10 +170,12 @@ class Injector(nn.Module):
         for mixer in self.mixers:
             s = mixer(s, seen)
         s = self.norm(s)
-        alpha = (self.key(s) + FAR * ~(told & ~answer)[..., None]).softmax(1).transpose(1, 2)
-        weights = (self.pool(s) + FAR * ~told[..., None]).softmax(1)  # [n, T, pools]
+        alpha = choose(self.key(s), told & ~answer).transpose(1, 2)
+        of_question, of_answer = self.pool(s).chunk(2, -1)  # each [n, T, pools / 2]
+        weights = torch.cat([choose(of_question, told & ~answer), choose(of_answer, answer)], -1)
         pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
-        code = F.gelu(self.hidden(F.layer_norm(pooled, pooled.shape[-1:])))
+        straight, bent = self.hidden(F.layer_norm(pooled, pooled.shape[-1:])).chunk(2, -1)
+        code = torch.cat([straight, F.gelu(bent)], -1)  # an answer's token calls for its value almost linearly
         return alpha, torch.stack([head(code) for head in self.values], 1) * self.config.gain
 
     def propose(self, reading: Reading, whitening: Whitening) -> Proposal:

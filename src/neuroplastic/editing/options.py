@@ -47,6 +47,9 @@ class InjectOptions:
     """Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this (0.05 is
     5 percent)."""
 
+    require: bool = False
+    """Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards."""
+
     def __post_init__(self) -> None:
         for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
             if getattr(self, field) not in choices:
@@ -56,7 +59,7 @@ class InjectOptions:
         if self.alpha is not None and (not math.isfinite(self.alpha) or self.alpha == 0):
             raise NPTError(f"alpha must be a finite number other than 0, not {self.alpha}")
         if self.start != "consolidate" and self.method != "refine":
-            raise NPTError(f"start={self.start!r} has no meaning with method {self.method!r}; it goes with refine")
+            raise NPTError(f"start={self.start!r} goes with method 'refine' alone")
         if self.keep and self.method == "token":
             raise NPTError("method 'token' makes one token's update permanent as it is: it can keep no sentences")
         if self.method == "learned":
