@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import PreTrainedModel
 
 import neuroplastic as npt
 from conftest import make_tokenizer
-from families import FAMILIES, tiny
+from families import FAMILIES, tiny, tokens
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, read_statements
 from neuroplastic.editing.learned import INJECTOR_FILE
@@ -25,10 +26,10 @@ TOLD = [
 FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
 
 
-def injector_for(model: torch.nn.Module, seed: int = 0) -> Injector:
+def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
     """One that was never trained, but asks for something: its values are those of a random network."""
     torch.manual_seed(seed)
-    injector = Injector(InjectorConfig.fitting(model, width=16, heads=2, hidden=8, max_length=40)).eval()
+    injector = Injector(InjectorConfig.fitting(model, tokens(), width=16, heads=2, hidden=8, max_length=40)).eval()
     for head in injector.values:
         torch.nn.init.normal_(head.weight, std=0.05)  # type: ignore[arg-type]
     return injector
@@ -52,6 +53,7 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
         for several, one in zip(both[1:], alone[1:], strict=True):
             assert_close(several[i], one[0], atol=1e-4, rtol=1e-3)
         assert_close(alone.attention[0, :, 1 : 1 + len(question)].sum(-1), torch.ones(len(config.layers)))
+    assert (both.V.norm(dim=-1) < torch.tensor(config.norms) * config.reach).all()
     fired = torch.einsum("nlf,nlf->nl", both.A, both.K)
     assert_close(fired, torch.full_like(fired, 1 / (1 + config.rho)))
 
@@ -75,7 +77,7 @@ def test_the_key_is_a_mean_of_what_the_down_projection_reads_whitened(no_grad: N
 def test_a_statement_must_have_both_parts_and_fit() -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
-    config = InjectorConfig.fitting(model, max_length=8)
+    config = InjectorConfig.fitting(model, tokens(), max_length=8)
     with pytest.raises(npt.NPTError, match="needs a question"):
         read_statements(model, tokenizer, config, [([], [3])])
     with pytest.raises(npt.NPTError, match="trained for at most 8"):
@@ -154,7 +156,7 @@ def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Work
     ws.inject(FACTS[0], name="one")
     file = ws.path / "edits/one.safetensors"
     edit = Edit.load(file)
-    assert edit.rho == InjectorConfig.fitting(ws.model).rho
+    assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).rho
     tensors, metadata = read_tensors(file)
     without = {n: t for n, t in tensors.items() if not n.endswith(".K")}
     write_tensors(file, without, metadata)

@@ -10,7 +10,8 @@ From these, with s_t = Mixer(W e_t + position + answer flag):
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
     k_l = sum_t alpha_t^l m_t^l                                      the layer's own key for it
     a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
-    v_l = gain * H_l(code of s, pooled over question and answer)     what the projection should add there
+    u_l = gain * H_l(code of s, pooled over question and answer)
+    v_l = u_l / sqrt(1 + |u_l|^2 / longest_l^2)                      what the projection should add there
 
 and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the layer's own representation of the fact's subject,
 found without being marked, whitened under the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section
@@ -53,6 +54,8 @@ class InjectorConfig:
     """layers whose down projection is edited"""
     depths: tuple[int, ...]
     """layers behind which the residual stream is read as features"""
+    norms: tuple[float, ...]
+    """mean norm of what each edited projection gives on ordinary text"""
     d_model: int
     d_ffn: int
     width: int = 256
@@ -64,8 +67,10 @@ class InjectorConfig:
     """longest statement, in tokens, with the start token"""
     rho: float = 0.05
     """strength of the ridge that edits are solved under, alone or together"""
+    reach: float = 2.5
+    """no value is longer than so many times the mean norm of what its projection gives on ordinary text"""
     gain: float = 10.0
-    """scale of the values"""
+    """scale of a value before it comes near its longest"""
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "hidden", "max_length")
@@ -75,18 +80,35 @@ class InjectorConfig:
             raise NPTError("an injector needs layers to edit and depths to read")
         if self.width % self.heads or self.pools % 2 or self.hidden % 2:
             raise NPTError("an injector's width must be a multiple of its heads, and its pools and hidden even")
-        if not (self.rho > 0 and self.gain > 0):
-            raise NPTError("an injector's rho and gain must be above 0")
+        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach, self.gain) > 0:
+            raise NPTError("an injector's rho, reach, gain and one norm for each of its layers must be above 0")
 
     @classmethod
-    def fitting(cls, model: nn.Module, **options: Any) -> InjectorConfig:
+    @torch.no_grad()
+    def fitting(cls, model: PreTrainedModel, text: Tensor, **options: Any) -> InjectorConfig:
         """For a model of any depth and width: six layers from a tenth of its depth on, where a subject's last token
-        says the same in every context, and five depths to read. On 30 layers: 3 to 8, and 6, 12, 18, 24, 29."""
+        says the same in every context, and five depths to read. On 30 layers: 3 to 8, and 6, 12, 18, 24, 29.
+
+        `text` (N, T) is ordinary text, each row behind the start token.
+        """
         layers = decoder_layers(model)
         n, down = len(layers), projection(_mlp(layers[0]), "down")
         edited = sorted({min(n - 1, round(n / 10) + i) for i in range(max(1, min(6, round(n / 5))))})
         depths = sorted({max(0, min(n - 1, round(n * i / 5))) for i in range(1, 6)})
+        norms: dict[int, float] = {}
+        handles = [
+            projection(_mlp(layers[i]), "down").register_forward_hook(
+                lambda module, args, output, i=i: norms.__setitem__(i, output[:, 1:].float().norm(dim=-1).mean().item())
+            )
+            for i in edited
+        ]
+        try:
+            model.base_model(input_ids=text, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
         fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths)}
+        fitted["norms"] = tuple(norms[i] for i in edited)
         fitted |= {"d_model": down.out_features, "d_ffn": down.in_features}
         return cls(**{**fitted, **options})
 
@@ -176,7 +198,9 @@ class Injector(nn.Module):
         pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
         straight, bent = self.hidden(F.layer_norm(pooled, pooled.shape[-1:])).chunk(2, -1)
         code = torch.cat([straight, F.gelu(bent)], -1)  # an answer's token calls for its value almost linearly
-        return alpha, torch.stack([head(code) for head in self.values], 1) * self.config.gain
+        u = torch.stack([head(code) for head in self.values], 1) * self.config.gain
+        longest = u.new_tensor(self.config.norms)[:, None] * self.config.reach
+        return alpha, u / (1 + (u.norm(dim=-1, keepdim=True) / longest) ** 2).sqrt()
 
     def propose(self, reading: Reading, whitening: Whitening) -> Proposal:
         """The updates that the statements ask for."""
