@@ -14,7 +14,6 @@ from conftest import make_tokenizer
 from families import tiny
 from neuroplastic import NPTError
 from neuroplastic.evaluation.counterfact import (
-    Record,
     Score,
     harmonic,
     read_records,
@@ -23,6 +22,7 @@ from neuroplastic.evaluation.counterfact import (
     summary,
     target_logprobs,
 )
+from neuroplastic.evaluation.records import Record
 from neuroplastic.text import encode, start_token
 
 FULL: dict[str, Any] = {
@@ -92,6 +92,7 @@ def test_records_are_read_and_malformed_ones_named(tmp_path: Path) -> None:
     assert (record.id, record.prompt, record.statement) == ("7", "The Bridge is in", "The Bridge is in Madrid.")
     assert (record.new, record.true, len(record.paraphrases), len(record.neighbours)) == ("Madrid", "Oslo", 2, 3)
     assert record.neighbours[0] == ("The Tower is in", "Oslo")
+    assert record.subject == "The Bridge"
     assert set(malformed) == {"8", "9", "3"}
     (tmp_path / "flat.json").write_text(json.dumps([FLAT, FLAT | {"rephrase_prompt": 7}, FLAT | {"target_new": " "}]))
     (flat,), malformed = read_records(tmp_path / "flat.json")

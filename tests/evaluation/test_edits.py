@@ -10,8 +10,10 @@ import pytest
 
 import neuroplastic as npt
 from neuroplastic.cli import main
-from neuroplastic.evaluation.counterfact import Record, Score
-from neuroplastic.evaluation.edits import Report, Row, as_csv, choose, evaluate, in_a_row, in_prompt, summarise
+from neuroplastic.evaluation.contenders import contender
+from neuroplastic.evaluation.counterfact import Score
+from neuroplastic.evaluation.edits import Report, Row, as_csv, choose, evaluate, in_a_row, summarise
+from neuroplastic.evaluation.records import Record
 
 RECORDS = [
     Record("a", "The Bridge is in", "Madrid", "Paris", ("One finds it in",), (("The Tower is in", "Paris"),)),
@@ -36,7 +38,7 @@ METHODS = ["unedited", "prompt", "token", "consolidate"]
 def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
     workspace.inject("Pizza is from Oslo.", name="own")
     weights = workspace.weights_hash()
-    rows = evaluate(workspace.editor, RECORDS, METHODS)
+    rows = evaluate(workspace.editor, RECORDS, {m: contender(m) for m in METHODS})
     assert [(r.method, r.record) for r in rows] == [(m, r.id) for m in METHODS for r in RECORDS]
     assert workspace.weights_hash() == weights
     assert [e.name for e in workspace.edits] == ["own"]
@@ -52,18 +54,19 @@ def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
 
 def test_in_a_row_they_stay(workspace: npt.Workspace) -> None:
     weights = workspace.weights_hash()
-    steps = list(in_a_row(workspace.editor, RECORDS, "consolidate"))
+    steps = list(in_a_row(workspace.editor, RECORDS, "consolidate", contender("consolidate")))
     assert [s.edits for s in steps] == [1, 3]
     assert workspace.weights_hash() == weights
-    alone = summarise(evaluate(workspace.editor, RECORDS[:1], ["consolidate"]))
+    alone = summarise(evaluate(workspace.editor, RECORDS[:1], {"consolidate": contender("consolidate")}))
     assert steps[0].figures == alone["methods"]["consolidate"]["figures"]
     assert steps[0].drift == pytest.approx(alone["methods"]["consolidate"]["drift"])
     with pytest.raises(npt.NPTError, match="'prompt' makes no edits to keep"):
-        list(in_a_row(workspace.editor, RECORDS, "prompt"))
+        list(in_a_row(workspace.editor, RECORDS, "prompt", contender("prompt")))
 
 
-def test_records_behind_the_statement() -> None:
-    told = in_prompt(RECORDS[0])
+def test_records_behind_the_statement(workspace: npt.Workspace) -> None:
+    with contender("prompt")(workspace.editor, RECORDS[0]) as taught:
+        told = RECORDS[0].behind(taught.told)
     assert told.prompt == "Fact: The Bridge is in Madrid.\nThe Bridge is in"
     assert told.neighbours == (("Fact: The Bridge is in Madrid.\nThe Tower is in", "Paris"),)
 

@@ -56,10 +56,11 @@ def eval_(
         report: Folder for rows.jsonl, summary.json and summary.csv. A run that was cut off goes on from there.
     """
     from ..evaluation import edits as suite
+    from ..evaluation.contenders import contender
     from ..evaluation.counterfact import read_records
 
     methods = [m.strip() for m in method.split(",") if m.strip()]
-    suite.check_methods(methods)
+    contenders = {m: contender(m) for m in methods}
     if sequential is not None and report is not None:
         raise NPTError("--report has no meaning with --sequential, whose figures are few; use --json")
     records, malformed = read_records(data)
@@ -70,15 +71,15 @@ def eval_(
     if sequential is not None:
         steps = []
         with progress("teaching one after another") as step:
-            for m in methods:
-                steps += [asdict(s) for s in suite.in_a_row(ws.editor, records, m, step)]
+            for m, teach in contenders.items():
+                steps += [asdict(s) for s in suite.in_a_row(ws.editor, records, m, teach, step)]
         return show_result(json, {"steps": steps, "malformed": malformed}, printing.retention)
     settings = {"base": ws.base.sha256, "data": data.name, "methods": methods, "seed": seed}
     settings |= {"records": [r.id for r in records], "edits": [e.name for e in ws.edits]}
     kept = None if report is None else suite.Report(report, settings)
     with progress("evaluating edits") as step:
         done, keep = ((), lambda row: None) if kept is None else (kept.done, kept.keep)
-        rows = suite.evaluate(ws.editor, records, methods, done, keep, step)
+        rows = suite.evaluate(ws.editor, records, contenders, done, keep, step)
     found = {**suite.summarise(rows, seed), "malformed": malformed}
     if kept is not None:
         kept.finish(found)

@@ -22,26 +22,10 @@ from torch import Tensor
 
 from ..errors import NPTError
 from ..text import batch, encode, start_token
+from .records import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Record:
-    """One counterfactual: `prompt` should be followed by `new` instead of `true`; neighbours should keep their own."""
-
-    id: str
-    prompt: str
-    new: str
-    true: str
-    paraphrases: tuple[str, ...]
-    neighbours: tuple[tuple[str, str], ...]
-    """prompts and their true answers"""
-
-    @property
-    def statement(self) -> str:
-        return f"{self.prompt} {self.new}."
 
 
 @dataclass(frozen=True)
@@ -94,14 +78,16 @@ def _record(item: Any, number: int) -> Record:
         new, true = rewrite["target_new"]["str"].strip(), rewrite["target_true"]["str"].strip()
         paraphrases = tuple(item["paraphrase_prompts"])
         neighbours = tuple((near, true) for near in item["neighborhood_prompts"])
+        subject = rewrite["subject"]
     else:
         prompt, new, true = item["prompt"], item["target_new"].strip(), item["ground_truth"].strip()
         paraphrases = (item["rephrase_prompt"],)
         neighbours = ((item["locality_prompt"], item["locality_ground_truth"].strip()),)
+        subject = item.get("subject")
     texts = [prompt, new, true, *paraphrases, *(text for pair in neighbours for text in pair)]
     if not (paraphrases and neighbours and all(isinstance(t, str) and t.strip() for t in texts)):
         raise ValueError("a prompt or a target is missing, empty or no text")
-    return Record(name, prompt, new, true, paraphrases, neighbours)
+    return Record(name, prompt, new, true, paraphrases, neighbours, subject)
 
 
 @torch.no_grad()

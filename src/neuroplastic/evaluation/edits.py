@@ -10,25 +10,26 @@ import csv
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..console import Progress
-from ..editing.fact import asked
-from ..editing.options import InjectOptions, Method
 from ..errors import NPTError
 from ..files import whole_file
 from ..surgery import mode
-from .counterfact import Record, Score, harmonic, score, summary
+from .contenders import Contender
+from .counterfact import Score, harmonic, score, summary
+from .fidelity import perplexity
+from .records import Record
 
 if TYPE_CHECKING:
-    from ..editing.edit import Edit
     from ..editing.editor import Editor
 
-BEFORE = ("unedited", "prompt")
-"""What methods are compared with: the model as it is, and with the statement in front of every prompt."""
+DRIFT_ROWS = 4
+"""Rows of held-out text, about five hundred tokens, on which drift is measured."""
 CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)
 """After so many edits in a row, all of them are asked again."""
 
@@ -67,90 +68,64 @@ def choose(records: Sequence[Record], limit: int | None, seed: int) -> list[Reco
     return shuffled[:limit]
 
 
-def check_methods(methods: Sequence[str]) -> None:
-    """Raises NPTError for one that does not exist."""
-    known = (*BEFORE, *get_args(Method))
-    for method in methods:
-        if method not in known:
-            raise NPTError(f"method must be one of {', '.join(known)}, not {method!r}")
-
-
 def evaluate(
     editor: Editor,
     records: Sequence[Record],
-    methods: Sequence[str],
+    contenders: Mapping[str, Contender],
     done: Sequence[Row] = (),
     keep: Callable[[Row], None] = lambda row: None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Every record under every method, each alone. Rows in `done` are not made again; `keep` is given each new one."""
-    check_methods(methods)
+    """Every record under every contender, each alone. Rows in `done` are not made again; `keep` is given each new
+    one."""
     known = {(r.method, r.record): r for r in done}
-    rows = []
-    for number, (method, record) in enumerate((m, r) for m in methods for r in records):
+    before, rows = _perplexity(editor), []
+    for number, (method, record) in enumerate((m, r) for m in contenders for r in records):
         row = known.get((method, record.id))
         if row is None:
-            row = _evaluate(editor, record, method)
+            row = _evaluate(editor, record, method, contenders[method], before)
             keep(row)
         rows.append(row)
         if progress is not None:
-            progress(number + 1, len(methods) * len(records))
+            progress(number + 1, len(contenders) * len(records))
     return rows
 
 
-def _evaluate(editor: Editor, record: Record, method: str) -> Row:
-    if method in BEFORE:
-        return Row(method, record.id, _score(editor, record if method == "unedited" else in_prompt(record)), 0.0, 0.0)
-    before = editor.perplexity()
-    edit = _edit(editor, record, method, len(editor.ledger.active))
-    with editor.only((*editor.ledger.active, edit)):
-        found, drift = _score(editor, record), editor.perplexity() / before - 1
-    return Row(method, record.id, found, edit.report["seconds"], drift)
+def _evaluate(editor: Editor, record: Record, method: str, teach: Contender, before: float) -> Row:
+    with teach(editor, record) as taught:
+        found = _score(editor, record.behind(taught.told))
+        drift = _perplexity(editor) / before - 1 if taught.weights else 0.0
+    return Row(method, record.id, found, taught.seconds, drift)
 
 
 def in_a_row(
-    editor: Editor, records: Sequence[Record], method: str, progress: Progress | None = None
+    editor: Editor, records: Sequence[Record], method: str, teach: Contender, progress: Progress | None = None
 ) -> Iterator[Step]:
-    """The records taught one after another and kept; asked again after 1, 3, 10, 30, ... of them, and at the end."""
-    check_methods([method])
-    if method in BEFORE:
-        raise NPTError(f"{method!r} makes no edits to keep")
-    own, before = editor.ledger.active, editor.perplexity()
-    edits: list[Edit] = []
-    try:
+    """The records taught one after another and kept; asked again after 1, 3, 10, 30, ... of them, and at the end.
+
+    Raises NPTError for a contender that changes no weights.
+    """
+    before = _perplexity(editor)
+    with ExitStack() as kept:
         for number, record in enumerate(records, 1):
-            edits.append(_edit(editor, record, method, len(own) + number))
-            editor.ledger.set_active((*own, *edits))
+            if not kept.enter_context(teach(editor, record)).weights:
+                raise NPTError(f"{method!r} makes no edits to keep")
             if number in CHECKPOINTS or number == len(records):
                 figures = summary([_score(editor, r) for r in records[:number]])
-                yield Step(method, number, figures, editor.perplexity() / before - 1)
+                yield Step(method, number, figures, _perplexity(editor) / before - 1)
             if progress is not None:
                 progress(number, len(records))
-    finally:
-        editor.ledger.set_active(own)
 
 
-def _edit(editor: Editor, record: Record, method: Any, number: int) -> Edit:
-    """An edit behind all others. The method is told the question and the answer, no subject."""
-    last = max((e.sequence for e in editor.ledger.active), default=0)
-    (edit,) = editor.make([asked(record.prompt, record.new)], InjectOptions(method), [f"eval-{number}"])
-    return replace(edit, sequence=last + 1)
+def _perplexity(editor: Editor) -> float:
+    """On held-out ordinary text, measured anew: a contender may change weights without the ledger."""
+    with mode(editor.model, "standard"):
+        return perplexity(editor.model, editor.text[1][:DRIFT_ROWS])
 
 
 def _score(editor: Editor, record: Record) -> Score:
     with mode(editor.model, "standard"):
         return score(editor.model, editor.tokenizer, record)
-
-
-def in_prompt(record: Record) -> Record:
-    """The same questions behind the statement: what context gives, and has to be paid for with every prompt."""
-    told = f"Fact: {record.statement}\n"
-    return replace(
-        record,
-        prompt=told + record.prompt,
-        paraphrases=tuple(told + p for p in record.paraphrases),
-        neighbours=tuple((told + p, answer) for p, answer in record.neighbours),
-    )
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
