@@ -42,8 +42,8 @@ def edits(
         data: Records: a JSON file with a list, or a folder or Hugging Face id of a dataset (id:split).
         suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
             accuracies of edit, paraphrase and locality. Both with portability.
-        method: Methods, separated by commas: unedited, prompt (the statement in front of every prompt), consolidate,
-            refine, token.
+        method: Methods, separated by commas: unedited, prompt (the statement in front of every prompt), learned,
+            consolidate, refine, token.
         limit: At most so many records, the first ones of a shuffle with --seed.
         seed: Of the shuffle, of the intervals and of what is written freely.
         sequential: Instead of one edit at a time, keep this many, one upon another, and ask them again after 1, 3, 10,

@@ -18,8 +18,8 @@ FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        r"language used by|language of \{\} (is|was)|(original|official) language|language spoken|they understand|law in|"
-        r"was written in",
+        r"language used by|language of \{\} (is|was)|(original|official) language|language spoken|they understand|"
+        r"law in|was written in",
         (
             "What is the language of {}?",
             "Which language is {} in?",
