@@ -273,13 +273,13 @@ def test_alpha_scales_the_change(workspace: npt.Workspace) -> None:
         ({"statement": " \n"}, "the statement is empty"),
         ({"statement": "word " * 200}, "the model reads at most 128"),
         ({"statement": "Madrid"}, "'Madrid' is an answer without a question"),
-        ({"statement": FACT, "method": "hypnosis"}, "method must be one of consolidate, refine, token"),
+        ({"statement": FACT, "method": "hypnosis"}, "method must be one of learned, consolidate, refine, token"),
         ({"statement": FACT, "alpha": 0}, "alpha must be a finite number other than 0"),
         ({"statement": FACT, "alpha": float("nan")}, "alpha must be a finite number"),
         ({"statement": FACT, "sites": "gate+head"}, "there is no site 'head'; sites are gate, up, down"),
         ({"statement": FACT, "method": "token", "sites": "down"}, "the generator modulates gate, up, none of"),
         ({"statement": FACT, "rank": 0}, "rank must be at least 1"),
-        ({"statement": FACT, "start": "token"}, "start='token' has no meaning with method 'consolidate'"),
+        ({"statement": FACT, "start": "token"}, "start='token' goes with method 'refine' alone"),
         ({"statement": FACT, "keep": ["a b", " "]}, "a sentence to keep is empty"),
         ({"statement": FACT, "keep": ["a b"], "method": "token"}, "it can keep no sentences"),
         ({"statement": FACT, "layers": "5"}, "layer 5 is out of range"),
@@ -407,6 +407,14 @@ def test_too_much_drift_is_refused_and_leaves_nothing(workspace: npt.Workspace) 
         workspace.inject(FACT, max_drift=float("nan"))
     edit = workspace.inject(FACT, max_drift=100.0)
     assert abs(edit.report["perplexity_drift"]) < 1
+
+
+def test_an_edit_that_did_not_take_is_refused_where_that_is_required(workspace: npt.Workspace) -> None:
+    before, weights = snapshot(workspace.path), workspace.weights_hash()
+    with pytest.raises(npt.CheckFailed, match="would not be the likeliest one"):
+        workspace.inject(FACT, alpha=-5.0, require=True)  # taught the other way
+    assert (snapshot(workspace.path), workspace.weights_hash()) == (before, weights)
+    assert not workspace.inject(FACT, alpha=-5.0).report["holds"]
 
 
 def test_a_contradiction_is_noticed(workspace: npt.Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ def bench_of(family: str = "llama", sites: Sequence[Site] = DOWN, layers: Sequen
         for p in parts
         for site in SITES
     }
-    return Bench(model, tokenizer, parts, sites, Whitening(inverses), tokens(), {})
+    return Bench(model, tokenizer, parts, sites, Whitening(inverses), tokens(), {}, None, nullcontext)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

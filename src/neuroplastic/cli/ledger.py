@@ -38,7 +38,7 @@ def inject(
     wording: UseAppendAction[tuple[str, ...]] = (),
     subject: str | None = None,
     from_file: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-    method: Method = "consolidate",
+    method: Method | None = None,
     start: Start = "consolidate",
     alpha: float | None = None,
     layers: str | None = None,
@@ -47,6 +47,7 @@ def inject(
     keep: Path | None = None,
     name: str | None = None,
     max_drift: float | None = None,
+    require: bool = False,
     json: Json = False,
 ) -> int:
     """Write a fact into the weights: no context to pay for, exactly undoable.
@@ -65,9 +66,10 @@ def inject(
             answer).
         from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
             question and answer, and optionally subject, wordings, name.
-        method: consolidate finds what the early MLPs should have written at the fact's subject, and solves for it in
-            closed form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place;
-            token makes the last token's own modulation permanent.
+        method: learned asks a trained injector, which reads the statement once; consolidate finds what the early MLPs
+            should have written at the fact's subject, and solves for it in closed form; refine goes on from there by
+            gradient steps, holding neighbours and ordinary text in place; token makes the last token's own modulation
+            permanent (default learned where the model has an injector, else consolidate).
         start: Method that refine starts from.
         alpha: Strength: scales the weight change (default 1; 0.1 for token).
         layers: Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early;
@@ -79,10 +81,11 @@ def inject(
         name: Name of the edit (default: made from the statement).
         max_drift: Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this
             (0.05 is 5 percent).
+        require: Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards.
     """
     from ..editing.options import InjectOptions
 
-    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift)
+    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift, require)
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
     with status("injecting") if len(facts) == 1 else nullcontext():

@@ -12,7 +12,8 @@ earlier edits, and of sentences to keep, join K with R = 0: what they wrote or s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ from .targets import Place, Reader, Row, find_targets, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .injector import Injector
 
 STRENGTH = 0.1
 """lambda: how much ordinary text resists the change."""
@@ -58,6 +61,10 @@ class Bench:
     """ordinary text [N, T]"""
     held: Mapping[Place, Tensor]
     """keys of earlier edits [n, d_in]"""
+    injector: Injector | None
+    """the network that method `learned` asks, where the model has one"""
+    unedited: Callable[[], AbstractContextManager[None]]
+    """while it lasts, the model has none of its edits"""
 
     def prefixes(self, count: int) -> list[list[int]]:
         """Beginnings of unrelated texts, four to ten tokens long."""
@@ -73,6 +80,8 @@ class Solution:
     """the keys [n, d_in] that the factors answer to, kept so that later edits leave them alone"""
     figures: dict[str, float]
     """for the edit's report"""
+    rho: float | None = None
+    """strength of the joint solution with other edits, for one that is solved together with them"""
 
 
 def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:

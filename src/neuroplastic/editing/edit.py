@@ -48,6 +48,9 @@ class Edit:
     keys: dict[tuple[int, Site], Tensor] = field(default_factory=dict)
     """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty where
     the method has none"""
+    rho: float | None = None
+    """strength of the joint solution with the other edits that have the same one (together.py); None for an edit whose
+    factors are added as they are"""
 
     @property
     def asked(self) -> tuple[str, str] | None:
@@ -81,7 +84,8 @@ class Edit:
         }
 
     def save(self, path: Path) -> None:
-        kept = ("name", "statement", "method", "alpha", "base", "sequence", "created", "report")
+        kept = ["name", "statement", "method", "alpha", "base", "sequence", "created", "report"]
+        kept += ["rho"] if self.rho is not None else []
         metadata = {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
         tensors = write_factors(self.factors) | {f"layers.{i}.{site}.K": k for (i, site), k in self.keys.items()}
         write_tensors(path, tensors, {**metadata, "seal": _seal(tensors, metadata)})
@@ -104,12 +108,17 @@ class Edit:
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
         factors, keys = read_factors(path, tensors)
+        rho = metadata.get("rho")
+        if rho is not None and not (isinstance(rho, float) and rho > 0 and keys.keys() == factors.keys()):
+            raise NPTError(f"{path} is damaged: it cannot be solved together with others")
+        if rho is not None and any(len(keys[p]) != len(factors[p].A) for p in keys):
+            raise NPTError(f"{path} is damaged: its keys and factors do not fit together")
         seal = metadata.pop("seal", None)
         if seal != _seal(tensors, metadata):
             raise NPTError(
                 f"{path} was changed after it was written; restore it from a copy, or undo it by moving it away"
             )
-        return cls(factors=factors, keys=keys, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+        return cls(factors=factors, keys=keys, rho=rho, **{k: metadata[k] for k in (*expected, "alpha", "report")})
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:

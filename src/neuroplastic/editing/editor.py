@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,8 @@ from .consolidate import Bench
 from .edit import Edit
 from .fact import Fact
 from .inject import relative_norms, solve
+from .injector import Injector
+from .learned import find_injector
 from .ledger import Ledger
 from .options import InjectOptions
 from .recall import Asked, Recall, recall
@@ -52,8 +55,11 @@ def contradict(one: tuple[str, str], other: tuple[str, str]) -> bool:
 class Editor:
     """Makes edits and keeps them in the weights. `sha256` is the content hash of the unedited base."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sha256: str):
-        self.model, self.tokenizer, self.sha256 = model, tokenizer, sha256
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sha256: str, folder: Path | None = None
+    ):
+        """`folder` is where an injector may lie, trained for this model."""
+        self.model, self.tokenizer, self.sha256, self.folder = model, tokenizer, sha256, folder
         self.ledger = Ledger(model)
         self._perplexity: tuple[tuple[Edit, ...], float] | None = None
 
@@ -61,11 +67,22 @@ class Editor:
         """The edits that the facts ask for, solved together, not yet in the weights. Raises NPTError for bad input."""
         if not facts:
             raise NPTError("there is no statement to inject")
+        options = options.resolved(self.injector is not None)
         chosen = parse_layers(options.chosen_layers, len(self.parts))
+        if options.source == "learned" and self.injector is not None:
+            chosen = self.injector.config.layers
         parts = [p for p in self.parts if p.index in chosen]
         whitening, text = self.whitening, self.text[0]  # once per model, so not part of the edits' time
         bench = Bench(
-            self.model, self.tokenizer, parts, options.chosen_sites, whitening, text, _keys(self.ledger.active)
+            self.model,
+            self.tokenizer,
+            parts,
+            options.chosen_sites,
+            whitening,
+            text,
+            _keys(self.ledger.active),
+            self.injector,
+            self.ledger.unedited,
         )
         began = time.perf_counter()
         with progress("solving") if len(facts) > 1 else nullcontext() as step:
@@ -88,8 +105,8 @@ class Editor:
                 **_recalled(known, "before"),
                 "contradicts": [e.name for e in others if e.asked is not None and contradict(e.asked, told)],
             }
-            made = (name, fact.statement, options.method, options.strength, self.sha256, 0, now)
-            edits.append(Edit(*made, solution.factors, report, solution.keys))
+            made = (name, fact.statement, options.chosen_method, options.strength, self.sha256, 0, now)
+            edits.append(Edit(*made, solution.factors, report, solution.keys, solution.rho))
         return edits
 
     def apply(
@@ -97,10 +114,12 @@ class Editor:
         edits: Sequence[Edit],
         keep: Callable[[Sequence[Edit]], None] = lambda edits: None,
         max_drift: float | None = None,
+        require: bool = False,
     ) -> list[Edit]:
         """Puts new edits behind the active ones, measures what they did, and gives them to `keep`; all or nothing.
 
-        Raises CheckFailed where perplexity on held-out ordinary text rises by more than `max_drift` (0.05 is 5 %).
+        Raises CheckFailed where perplexity on held-out ordinary text rises by more than `max_drift` (0.05 is 5 %), and,
+        if `require`, where some edit's answer is not the likeliest one afterwards.
         """
         active = self.ledger.active
         before = self.perplexity()
@@ -113,6 +132,12 @@ class Editor:
                     "nothing was changed (a smaller --alpha or fewer --layers disturb less)"
                 )
             measured = self._measured(edits, drift)
+            if require and (failed := [e for e in measured if e.report.get("holds") is False]):
+                raise CheckFailed(
+                    f"refused: the answer of {', '.join(repr(e.name) for e in failed)} would not be the likeliest one "
+                    f"(probability {failed[0].report['answer_probability_after']:.1%}); nothing was changed (another "
+                    "--method, --alpha or wording may do)"
+                )
             keep(measured)
             after = self._perplexity
             self.ledger.set_active((*active, *measured))
@@ -129,7 +154,9 @@ class Editor:
         recalled = dict(zip(asked, self.recall(list(asked.values())), strict=True)) if asked else {}
         measured = []
         for e in edits:
-            after = _recalled(recalled[e.name], "after") if e.name in recalled else {}
+            after: dict[str, Any] = {}
+            if (now := recalled.get(e.name)) is not None:
+                after = {**_recalled(now, "after"), "holds": now.holds}
             measured.append(replace(e, report={**e.report, "perplexity_drift": drift, **after}))
         return measured
 
@@ -153,12 +180,22 @@ class Editor:
     @contextmanager
     def only(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Exactly these edits in the weights, while it lasts; with none, the pristine base."""
+        if not edits:
+            with self.ledger.unedited():
+                yield
+            return
         active = self.ledger.active
         self.ledger.set_active(edits)
         try:
             yield
         finally:
             self.ledger.set_active(active)
+
+    @cached_property
+    def injector(self) -> Injector | None:
+        """The network behind method `learned`, where there is one for this model. Raises NPTError for a damaged one."""
+        found = find_injector(self.sha256, self.folder)
+        return None if found is None else found.to(self.model.device)
 
     @cached_property
     def parts(self) -> list[LayerParts]:

@@ -19,6 +19,7 @@ from ..text import context_length, encode, start_token
 from .consolidate import Bench, Solution, consolidate
 from .edit import Factors
 from .fact import Fact
+from .learned import learned
 from .options import InjectOptions
 from .refine import refine
 from .token import token_factors
@@ -35,8 +36,10 @@ def solve(
         found = [_token(bench, fact) for fact in facts]
     else:
         with mode(bench.model, "standard"):
-            if options.start == "token":
+            if options.source == "token":
                 found = [_token(bench, fact) for fact in facts]
+            elif options.source == "learned":
+                found = learned(bench, facts, progress)
             else:
                 found = consolidate(bench, facts, options.keep, progress=progress)
             if options.method == "refine":

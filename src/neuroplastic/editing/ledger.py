@@ -3,7 +3,8 @@ in one fixed order, never a sum from which something was subtracted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..config import Site
 from ..errors import NPTError
 from ..structure import decoder_layers, projection
 from .edit import Edit, Factors
+from .together import active_factors, edits_by_place
 
 
 class Ledger:
@@ -33,17 +35,31 @@ class Ledger:
         wanted = tuple(sorted(edits, key=lambda e: (e.sequence, e.name)))
         for edit in wanted:
             check_places(self._model, edit.factors, f"edit {edit.name!r}")
-        before, after = _by_place(self.active), _by_place(wanted)
-        for place in sorted(before.keys() | after.keys()):
-            if [id(f.A) for f in before.get(place, [])] == [id(f.A) for f in after.get(place, [])]:
-                continue
+        before, after = edits_by_place(self.active), edits_by_place(wanted)
+        changed = {p for p in before.keys() | after.keys() if _sources(before, p) != _sources(after, p)}
+        factors = active_factors(wanted) if changed else {}
+        for place in sorted(changed):
             weight = weight_at(self._layers, place)
             if place in after:
                 pristine = self._pristine.setdefault(place, weight.data)
-                weight.data = edited(pristine, after[place])
+                weight.data = edited(pristine, factors[place])
             else:
                 weight.data = self._pristine.pop(place)
         self.active = wanted
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The pristine weights, while it lasts; nothing is computed."""
+        active, edited = self.active, {p: weight_at(self._layers, p).data for p in self._pristine}
+        try:
+            for place, pristine in self._pristine.items():
+                weight_at(self._layers, place).data = pristine
+            self.active = ()
+            yield
+        finally:
+            for place, data in edited.items():
+                weight_at(self._layers, place).data = data
+            self.active = active
 
 
 def weight_at(layers: nn.ModuleList, place: tuple[int, Site]) -> Tensor:
@@ -76,9 +92,6 @@ def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
     return torch.addmm(W, B.to(W), A.to(W)).to(pristine.dtype)
 
 
-def _by_place(edits: Sequence[Edit]) -> dict[tuple[int, Site], list[Factors]]:
-    places: dict[tuple[int, Site], list[Factors]] = {}
-    for edit in edits:
-        for place, factors in edit.factors.items():
-            places.setdefault(place, []).append(factors)
-    return places
+def _sources(edits: Mapping[tuple[int, Site], Sequence[Edit]], place: tuple[int, Site]) -> list[int]:
+    """Which factors a place is made of: an edit whose report alone changed keeps its own."""
+    return [id(e.factors[place].A) for e in edits.get(place, ())]

@@ -50,7 +50,7 @@ def inject(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     fact: str | Fact,
-    method: Method = "consolidate",
+    method: Method | None = None,
     alpha: float | None = None,
     layers: str | None = None,
     name: str | None = None,

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ..config import SITES, Site
 from ..errors import NPTError
 
-Method = Literal["consolidate", "refine", "token"]
-Start = Literal["consolidate", "token"]
-ALPHA: dict[Method, float] = {"consolidate": 1.0, "refine": 1.0, "token": 0.1}
+Method = Literal["learned", "consolidate", "refine", "token"]
+Start = Literal["learned", "consolidate", "token"]
+ALPHA: dict[Method, float] = {"learned": 1.0, "consolidate": 1.0, "refine": 1.0, "token": 0.1}
 
 
 @dataclass(frozen=True)
 class InjectOptions:
     """How a fact becomes a change of weights."""
 
-    method: Method = "consolidate"
-    """consolidate finds what the early MLPs should have written at the fact's subject and solves for it in closed
-    form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place; token makes the
-    last token's own modulation permanent."""
+    method: Method | None = None
+    """learned asks a trained injector, which reads the statement once; consolidate finds what the early MLPs should
+    have written at the fact's subject and solves for it in closed form; refine goes on from there by gradient steps,
+    holding neighbours and ordinary text in place; token makes the last token's own modulation permanent (default
+    learned where the model has an injector and no option needs another method, else consolidate)."""
 
     alpha: float | None = None
     """Strength: scales the weight change (default 1; 0.1 for token)."""
@@ -46,16 +47,27 @@ class InjectOptions:
     """Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this (0.05 is
     5 percent)."""
 
+    require: bool = False
+    """Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards."""
+
     def __post_init__(self) -> None:
-        for field, choices in (("method", get_args(Method)), ("start", get_args(Start))):
+        for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
             if getattr(self, field) not in choices:
-                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
-        if not math.isfinite(self.strength) or self.strength == 0:
+                raise NPTError(
+                    f"{field} must be one of {', '.join(filter(None, choices))}, not {getattr(self, field)!r}"
+                )
+        if self.alpha is not None and (not math.isfinite(self.alpha) or self.alpha == 0):
             raise NPTError(f"alpha must be a finite number other than 0, not {self.alpha}")
         if self.start != "consolidate" and self.method != "refine":
-            raise NPTError(f"start={self.start!r} has no meaning with method {self.method!r}; it goes with refine")
+            raise NPTError(f"start={self.start!r} goes with method 'refine' alone")
         if self.keep and self.method == "token":
             raise NPTError("method 'token' makes one token's update permanent as it is: it can keep no sentences")
+        if self.method == "learned":
+            for field in ("layers", "sites", "rank", "keep"):
+                if getattr(self, field):
+                    raise NPTError(
+                        f"{field} has no meaning with method 'learned', whose injector was trained for its own"
+                    )
         if any(not sentence.strip() for sentence in self.keep):
             raise NPTError("a sentence to keep is empty")
         if self.rank is not None and self.rank < 1:
@@ -64,10 +76,28 @@ class InjectOptions:
             raise NPTError(f"max_drift must be a finite number, such as 0.05 for 5 %, not {self.max_drift}")
         _ = self.chosen_sites
 
+    def resolved(self, injector: bool) -> InjectOptions:
+        """With a method, for a model that has an injector or not."""
+        if self.method is not None:
+            return self
+        own = injector and not (self.layers or self.sites or self.rank or self.keep)
+        return replace(self, method="learned" if own else "consolidate")
+
+    @property
+    def chosen_method(self) -> Method:
+        """The method of resolved options."""
+        assert self.method is not None
+        return self.method
+
+    @property
+    def source(self) -> Method:
+        """Where the update comes from before it is refined."""
+        return self.start if self.method == "refine" else self.chosen_method
+
     @property
     def strength(self) -> float:
         """alpha, or the method's own."""
-        return ALPHA[self.method] if self.alpha is None else float(self.alpha)
+        return ALPHA[self.chosen_method] if self.alpha is None else float(self.alpha)
 
     @property
     def chosen_layers(self) -> str:
@@ -86,4 +116,4 @@ class InjectOptions:
 
     @property
     def _modulates(self) -> bool:
-        return self.method == "token" or (self.method == "refine" and self.start == "token")
+        return self.method is not None and self.source == "token"

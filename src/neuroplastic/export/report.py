@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import Site
 from ..editing.edit import Edit, Factors
+from ..editing.together import active_factors
 from ..errors import CheckFailed, NPTError
 from ..modulation import compress, frobenius_norm
 from ..structure import projection
@@ -73,13 +74,10 @@ def chosen_edits(ws: Workspace, names: Sequence[str] | None) -> tuple[Edit, ...]
 
 
 def combine(edits: Sequence[Edit]) -> dict[Place, Factors]:
-    """The sum of the edits: factors concatenated per layer and site."""
-    found: dict[Place, list[Factors]] = {}
-    for edit in edits:
-        for place, f in edit.factors.items():
-            found.setdefault(place, []).append(f)
+    """What the edits put into the weights together: factors concatenated per layer and site."""
     return {
-        p: Factors(torch.cat([f.A for f in fs]), torch.cat([f.B for f in fs], 1)) for p, fs in sorted(found.items())
+        p: Factors(torch.cat([f.A for f in fs]), torch.cat([f.B for f in fs], 1))
+        for p, fs in active_factors(edits).items()
     }
 
 

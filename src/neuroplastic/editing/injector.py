@@ -1,0 +1,308 @@
+"""The injector: a network that reads a statement's hidden states once, and says which weight update it asks for.
+
+One forward pass of the frozen model over  start token, question, answer  gives, of every token t,
+
+    e_t       features: the residual stream at several depths, layer-normed and concatenated   [depths * d]
+    m_t^l     what the down projection of edited layer l reads                                 [f]
+
+From these, with s_t = Mixer(W e_t + position + answer flag):
+
+    alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
+    k_l = sum_t alpha_t^l m_t^l                                      the layer's own key for it
+    a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
+    u_l = gain * H_l(code of s, pooled over question and answer)
+    v_l = u_l / sqrt(1 + |u_l|^2 / longest_l^2)                      what the projection should add there
+
+and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the layer's own representation of the fact's subject,
+found without being marked, whitened under the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section
+3.1).
+Networks that predict edits go back to MEND (Mitchell et al. 2110.11309); this one predicts values, not gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import NPTError
+from ..files import read_tensors, write_tensors
+from ..statistics import Whitening
+from ..structure import decoder_layers, projection
+from ..text import batch, start_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+FAR = -1e4
+"""The score of a token that must not be chosen."""
+
+
+@dataclass(frozen=True)
+class InjectorConfig:
+    """The shape of an injector; `fitting` makes one for a model."""
+
+    layers: tuple[int, ...]
+    """layers whose down projection is edited"""
+    depths: tuple[int, ...]
+    """layers behind which the residual stream is read as features"""
+    norms: tuple[float, ...]
+    """mean norm of what each edited projection gives on ordinary text"""
+    d_model: int
+    d_ffn: int
+    width: int = 256
+    heads: int = 4
+    mixers: int = 2
+    pools: int = 4
+    hidden: int = 512
+    max_length: int = 64
+    """longest statement, in tokens, with the start token"""
+    rho: float = 0.05
+    """strength of the ridge that edits are solved under, alone or together"""
+    reach: float = 2.5
+    """no value is longer than so many times the mean norm of what its projection gives on ordinary text"""
+    gain: float = 10.0
+    """scale of a value before it comes near its longest"""
+
+    def __post_init__(self) -> None:
+        sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "hidden", "max_length")
+        if bad := [s for s in sizes if getattr(self, s) < 1]:
+            raise NPTError(f"an injector's {bad[0]} must be at least 1, not {getattr(self, bad[0])}")
+        if not self.layers or not self.depths or min(*self.layers, *self.depths) < 0:
+            raise NPTError("an injector needs layers to edit and depths to read")
+        if self.width % self.heads or self.pools % 2 or self.hidden % 2:
+            raise NPTError("an injector's width must be a multiple of its heads, and its pools and hidden even")
+        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach, self.gain) > 0:
+            raise NPTError("an injector's rho, reach, gain and one norm for each of its layers must be above 0")
+
+    @classmethod
+    @torch.no_grad()
+    def fitting(cls, model: PreTrainedModel, text: Tensor, **options: Any) -> InjectorConfig:
+        """For a model of any depth and width: six layers from a tenth of its depth on, where a subject's last token
+        says the same in every context, and five depths to read. On 30 layers: 3 to 8, and 6, 12, 18, 24, 29.
+
+        `text` (N, T) is ordinary text, each row behind the start token.
+        """
+        layers = decoder_layers(model)
+        n, down = len(layers), projection(_mlp(layers[0]), "down")
+        edited = sorted({min(n - 1, round(n / 10) + i) for i in range(max(1, min(6, round(n / 5))))})
+        depths = sorted({max(0, min(n - 1, round(n * i / 5))) for i in range(1, 6)})
+        norms: dict[int, float] = {}
+        handles = [
+            projection(_mlp(layers[i]), "down").register_forward_hook(
+                lambda module, args, output, i=i: norms.__setitem__(i, output[:, 1:].float().norm(dim=-1).mean().item())
+            )
+            for i in edited
+        ]
+        try:
+            model.base_model(input_ids=text, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths)}
+        fitted["norms"] = tuple(norms[i] for i in edited)
+        fitted |= {"d_model": down.out_features, "d_ffn": down.in_features}
+        return cls(**{**fitted, **options})
+
+
+class Reading(NamedTuple):
+    """What one forward pass over n statements of up to T tokens gives; padded on the right."""
+
+    told: Tensor
+    """[n, T] bool: the statement's own tokens, without the start token"""
+    answer: Tensor
+    """[n, T] bool: those of the answer"""
+    features: Tensor
+    """e [n, T, depths * d]"""
+    keys: Tensor
+    """m [n, L, T, f]"""
+
+
+class Proposal(NamedTuple):
+    """Per statement and edited layer, the update dW = v a^T, and the key it answers to."""
+
+    attention: Tensor
+    """alpha [n, L, T]"""
+    K: Tensor
+    """[n, L, f]"""
+    A: Tensor
+    """[n, L, f]"""
+    V: Tensor
+    """[n, L, d]"""
+
+
+def choose(scores: Tensor, among: Tensor) -> Tensor:
+    """A softmax over the tokens, of those that may be chosen: scores [n, T, k], among [n, T] bool -> [n, T, k]."""
+    return scores.masked_fill(~among[..., None], FAR).softmax(1)
+
+
+class Mixer(nn.Module):
+    """One transformer block over a statement's tokens, every token seeing every other: s + Attn(n(s)), s + FF(n(s))."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, s: Tensor, seen: Tensor) -> Tensor:
+        """s [n, T, r], seen [n, T] bool -> [n, T, r]."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(s)).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+        s = s + self.out(mixed.transpose(1, 2).flatten(2))
+        return s + self.down(self.up(self.norm2(s)).relu())
+
+
+class Injector(nn.Module):
+    """alpha and v of each edited layer from a Reading."""
+
+    def __init__(self, config: InjectorConfig):
+        super().__init__()
+        self.config = config
+        r = config.width
+        self.read = nn.Linear(len(config.depths) * config.d_model, r)
+        self.position = nn.Parameter(torch.randn(config.max_length, r) * 0.02)
+        self.answer = nn.Parameter(torch.zeros(r))
+        self.mixers = nn.ModuleList([Mixer(r, config.heads) for _ in range(config.mixers)])
+        self.norm = nn.LayerNorm(r)
+        self.key = nn.Linear(r, len(config.layers))
+        self.pool = nn.Linear(r, config.pools)
+        self.hidden = nn.Linear(config.pools * r, config.hidden)
+        self.values = nn.ModuleList([nn.Linear(config.hidden, config.d_model) for _ in config.layers])
+        for head in self.values:
+            assert isinstance(head, nn.Linear)
+            nn.init.normal_(head.weight, std=0.002)  # an untrained injector asks for almost nothing
+            nn.init.zeros_(head.bias)
+
+    def forward(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """alpha [n, L, T] and V [n, L, d]."""
+        told, answer = reading.told, reading.answer
+        s = self.read(reading.features) + self.position[: told.shape[1]] + answer[..., None] * self.answer
+        seen = told.clone()
+        seen[:, 0] = True  # the start token says nothing of the fact, but gives attention a place to rest
+        for mixer in self.mixers:
+            s = mixer(s, seen)
+        s = self.norm(s)
+        alpha = choose(self.key(s), told & ~answer).transpose(1, 2)
+        of_question, of_answer = self.pool(s).chunk(2, -1)  # each [n, T, pools / 2]
+        weights = torch.cat([choose(of_question, told & ~answer), choose(of_answer, answer)], -1)
+        pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
+        straight, bent = self.hidden(F.layer_norm(pooled, pooled.shape[-1:])).chunk(2, -1)
+        code = torch.cat([straight, F.gelu(bent)], -1)  # an answer's token calls for its value almost linearly
+        u = torch.stack([head(code) for head in self.values], 1) * self.config.gain
+        longest = u.new_tensor(self.config.norms)[:, None] * self.config.reach
+        return alpha, u / (1 + (u.norm(dim=-1, keepdim=True) / longest) ** 2).sqrt()
+
+    def propose(self, reading: Reading, whitening: Whitening) -> Proposal:
+        """The updates that the statements ask for."""
+        alpha, V = self(reading)
+        K = torch.einsum("nlt,nltf->nlf", alpha, reading.keys)
+        return Proposal(alpha, K, self.rows(K, whitening), V)
+
+    def rows(self, K: Tensor, whitening: Whitening) -> Tensor:
+        """a_l for each key: K [n, L, f] -> A [n, L, f]."""
+        Z = torch.stack([whitening.solve(layer, "down", K[:, i]) for i, layer in enumerate(self.config.layers)], 1)
+        return Z / ((1 + self.config.rho) * (K * Z).sum(-1, keepdim=True))
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path, base: str, card: dict[str, Any]) -> None:
+        """One safetensors file in half precision; `base` is the content hash of the model it was trained for, `card`
+        says how."""
+        state = {name: t.detach().half().contiguous() for name, t in self.state_dict().items()}
+        config = dataclasses.asdict(self.config)
+        write_tensors(path, state, {"kind": "injector", "format": FORMAT, "base": base, "config": config, "card": card})
+
+    @classmethod
+    def load(cls, path: Path, base: str) -> tuple[Injector, dict[str, Any]]:
+        """The injector, in float32, and its card. Raises NPTError for a damaged file and for one of another base."""
+        tensors, metadata = read_tensors(path)
+        if metadata.get("kind") != "injector" or metadata.get("format") != FORMAT:
+            raise NPTError(f"{path} is not an injector of format {FORMAT}")
+        if metadata.get("base") != base:
+            raise NPTError(
+                f"{path} was trained for another base model ({str(metadata.get('base'))[:12]}, not {base[:12]}); train "
+                "one with: npt train-injector"
+            )
+        try:
+            given = metadata["config"]
+            tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            injector = cls(InjectorConfig(**tuples))
+        except (KeyError, TypeError, AttributeError) as e:
+            raise NPTError(f"{path} is damaged: its configuration cannot be read ({e})") from None
+        expected = injector.state_dict()
+        if wrong := sorted(expected.keys() ^ tensors.keys()):
+            raise NPTError(f"{path} is damaged: tensor {wrong[0]!r} is missing or unknown")
+        for name, t in tensors.items():
+            if t.shape != expected[name].shape or not torch.isfinite(t).all():
+                raise NPTError(f"{path} is damaged: tensor {name!r} has the shape {tuple(t.shape)} or is not finite")
+        injector.load_state_dict({name: t.float() for name, t in tensors.items()})
+        return injector.eval(), dict(metadata.get("card") or {})
+
+
+@torch.no_grad()
+def read_statements(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: InjectorConfig,
+    statements: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> Reading:
+    """One forward pass over statements, each the tokens of a question and of its answer, in the mode the model is in.
+
+    Raises NPTError for one that is longer than the injector was trained for, or that has no question or no answer.
+    """
+    for question, answer in statements:
+        if not question or not answer:
+            raise NPTError("a statement needs a question, or the beginning of a sentence, and an answer")
+        if (length := 1 + len(question) + len(answer)) > config.max_length:
+            raise NPTError(
+                f"the statement is too long: it takes {length} tokens, and the injector was trained for at most "
+                f"{config.max_length}; shorten it, or use --method consolidate"
+            )
+    start = start_token(tokenizer)
+    ids, mask = batch([[start, *q, *a] for q, a in statements], pad=start)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    with _recording(model, config) as (hidden, read):
+        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    told = mask.bool()
+    told[:, 0] = False
+    answers = torch.zeros_like(told)
+    for i, (q, a) in enumerate(statements):
+        answers[i, 1 + len(q) : 1 + len(q) + len(a)] = True
+    features = torch.cat([F.layer_norm(hidden[i].float(), (config.d_model,)) for i in config.depths], -1)
+    return Reading(told, answers, features, torch.stack([read[i].float() for i in config.layers], 1))
+
+
+@contextmanager
+def _recording(model: nn.Module, config: InjectorConfig) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    """By layer: the residual stream behind it, and what its down projection reads, of the pass made inside."""
+    layers = decoder_layers(model)
+    hidden: dict[int, Tensor] = {}
+    read: dict[int, Tensor] = {}
+
+    def behind(i: int) -> Any:
+        return lambda module, args, output: hidden.__setitem__(i, output[0] if isinstance(output, tuple) else output)
+
+    def into(i: int) -> Any:
+        return lambda module, args: read.__setitem__(i, args[0])
+
+    handles = [layers[i].register_forward_hook(behind(i)) for i in config.depths]
+    handles += [projection(_mlp(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
+    try:
+        yield hidden, read
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mlp(layer: nn.Module) -> nn.Module:
+    return next(m for m in layer.children() if hasattr(m, "gate_proj"))

@@ -1,0 +1,356 @@
+"""Training an injector: what it makes permanent must answer the question later, alone and in a crowd.
+
+Each lesson is told; the injector proposes dW; with it applied, and no context, the frozen model is asked:
+
+    L =   mean over what is asked of  - log p(answer) / tokens          it sticks, and carries over to other wordings
+        + beta_near KL(base || edited) on a neighbour's answer          neighbours stay
+        + beta_text KL(base || edited) on ordinary text                 so does everything else
+        + beta_key  (- log alpha at the subject's last token)           where a lesson says what its subject is
+
+Every third step the batch is not applied one edit at a time, but together with up to a thousand proposals from earlier
+steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not compose.
+Gradients reach the batch's own values alone; as they are a small part of what disturbs ordinary text, the KL there is
+weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits.
+
+Nothing is ever added to a weight in training: v (a . z) is added to what the down projections give.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from ..editing.editor import Editor
+from ..editing.injector import Injector, Proposal, read_statements
+from ..editing.together import solve_together
+from ..errors import NPTError
+from ..structure import projection
+from ..surgery import mode
+from ..text import batch, encode, start_token
+from .lessons import Lesson, Lessons, Topic
+
+Added = Callable[[int, Tensor], Tensor]
+"""(index of an edited layer, what its down projection reads [R, T, f]) -> what is added to its output [R, T, d]"""
+Applied = Callable[[Sequence[int]], Added]
+"""(the owners of a batch's R rows) -> what is added while they are read"""
+LARGEST_LOSS = 15.0
+"""nats; a token that is less likely than that pulls no harder"""
+
+
+@dataclass(frozen=True)
+class InjectionSettings:
+    """What an injector is trained on, beside the loop's settings."""
+
+    batch_size: int = 16
+    """Facts per batch."""
+
+    crowds: tuple[int, ...] = (48, 240, 984)
+    """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time."""
+
+    crowd_every: int = 3
+    """Each so-manieth step is made in a crowd."""
+
+    alone_first: int = 240
+    """Steps before the first crowd."""
+
+    beta_near: float = 1.0
+    """Weight of the KL divergence on neighbours."""
+
+    beta_text: float = 1.0
+    """Weight of the KL divergence on ordinary text."""
+
+    beta_key: float = 1.0
+    """Weight of finding the subject's last token."""
+
+    text_rows: int = 6
+    """Ordinary texts read in a crowd's step."""
+
+    text_length: int = 36
+    """Tokens of each."""
+
+    prefixes: float = 0.4
+    """Share of the questions that stand behind three to eight tokens of unrelated text."""
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "crowd_every", "text_rows"):
+            if getattr(self, field) < 1:
+                raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("beta_near", "beta_text", "beta_key", "prefixes", "alone_first"):
+            if not getattr(self, field) >= 0:
+                raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
+        if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:
+            raise NPTError("texts need at least 4 tokens, and crowds at least one size above 0")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence to read, and the positions whose predictions count."""
+
+    ids: list[int]
+    at: list[int]
+    owner: int
+    """the edit that acts on it, where each acts alone"""
+    wanted: tuple[int, ...] = ()
+    """the tokens that should follow at these positions; none where what the base says should stay"""
+
+
+class Injection:
+    """The task: an injector for the model behind `editor`."""
+
+    name = "injector"
+
+    def __init__(
+        self,
+        editor: Editor,
+        injector: Injector,
+        lessons: Lessons,
+        held: Sequence[Topic],
+        texts: Sequence[Sequence[int]],
+        settings: InjectionSettings,
+        seed: int,
+    ):
+        """`held` are topics to measure on; `texts` ordinary text in tokens, without a start token."""
+        self.editor, self.module, self.injector = editor, injector, injector
+        self.lessons, self.held, self.texts, self.settings, self.seed = lessons, held, texts, settings, seed
+        self.model, self.tokenizer = editor.model, editor.tokenizer
+        for p in self.model.parameters():
+            p.requires_grad_(False)
+        self.start = start_token(self.tokenizer)
+        c = injector.config
+        self.crowd = _Crowd(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def losses(self, module: nn.Module, step: int, part: int, parts: int) -> dict[str, Tensor]:
+        s, rng = self.settings, random.Random(f"{self.seed}/{step}/{part}")
+        lessons = [x for x in self.lessons.batch(step, s.batch_size)[part::parts] if self._fits(x)]
+        if not lessons:
+            raise NPTError("no lesson of a batch fits into the injector's longest statement")
+        with mode(self.model, "standard"):
+            found = self._propose(module, lessons)
+            crowded = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
+            others = self.crowd.draw(rng, rng.choice(s.crowds), [x.subject for x in lessons]) if crowded else None
+            asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
+            near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
+            texts = [self._text(rng) for _ in range(s.text_rows)] if crowded else []
+            size = len(lessons) + (0 if others is None else len(others[0]))
+            with torch.no_grad():
+                before = self._read([*near, *texts])
+            applied = alone(found) if others is None else self._together(found, *others)
+            said = self._read([*asked, *near, *texts], applied)
+        losses = {"answer": _unlikely(asked, said), "key": self._key(lessons, found)}
+        n = sum(len(r.at) for r in asked)
+        kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
+        split = sum(len(r.at) for r in near)
+        share = size / len(lessons)
+        losses["near"] = kl[:split].mean() if near else said.new_zeros(())
+        losses["loss"] = losses["answer"] + s.beta_key * losses["key"] + s.beta_near * min(share, 4.0) * losses["near"]
+        if texts:
+            losses["text"] = kl[split:].mean()
+            losses["loss"] = losses["loss"] + s.beta_text * share * losses["text"]
+        self._made = (lessons, found)
+        return losses | {"crowd": torch.tensor(float(size if crowded else 0)), "norm": found.V.norm(dim=-1).mean()}
+
+    def after(self, step: int) -> None:
+        lessons, found = self._made
+        self.crowd.add(found.K.detach(), found.V.detach(), [x.subject for x in lessons])
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.crowd.state()
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        self.crowd.load(kept)
+
+    # --- measured ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """On held-out topics: share of answer tokens that are the likeliest, on the wording told and on another, each
+        edit alone and all of them together; and the KL divergences, nats."""
+        if not self.held:
+            return {}
+        rng = random.Random(self.seed)
+        lessons = [
+            Lesson(t.wordings[0], t.answer, t.wordings[:2], (*t.neighbours, None)[0], t.subject) for t in self.held
+        ]
+        lessons = [x for x in lessons if self._fits(x)]
+        with mode(self.model, "standard"):
+            parts = [self._propose(self.module, lessons[i : i + 32]) for i in range(0, len(lessons), 32)]
+            found = Proposal(*(_joined(ts) for ts in zip(*parts, strict=True)))
+            asked = [self._question(q, x.answer, i, None) for i, x in enumerate(lessons) for q in x.asked]
+            near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
+            texts = [self._text(rng) for _ in range(16)]
+            rows = [*asked, *near, *texts]
+            before = self._read([*near, *texts])
+            result: dict[str, Any] = {"facts": len(lessons)}
+            for name, applied in (("alone", alone(found)), ("together", self._together(found))):
+                said = self._read(rows if name == "together" else rows[: -len(texts)], applied)
+                n, split = sum(len(r.at) for r in asked), sum(len(r.at) for r in near)
+                right = [s.argmax(-1).tolist() for s in said[:n].split([len(r.at) for r in asked])]
+                told = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
+                kl = kl_div(said[n:], before[: len(said) - n], log_target=True, reduction="none").sum(-1)
+                result[name] = {
+                    "told": sum(told[::2]) / len(told[::2]),
+                    "asked": sum(told[1::2]) / len(told[1::2]),
+                    "near_kl": kl[:split].mean().item(),
+                    **({"text_kl": kl[split:].mean().item()} if name == "together" else {}),
+                }
+        return result
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    def _statement(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        return encode(self.tokenizer, lesson.told), encode(self.tokenizer, f" {lesson.answer}")
+
+    def _fits(self, lesson: Lesson) -> bool:
+        return 1 + sum(map(len, self._statement(lesson))) <= self.injector.config.max_length
+
+    def _propose(self, module: nn.Module, lessons: Sequence[Lesson]) -> Proposal:
+        """As `Injector.propose`, through a module that may be wrapped."""
+        told = [self._statement(x) for x in lessons]
+        reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
+        alpha, V = module(reading)
+        K = torch.einsum("nlt,nltf->nlf", alpha, reading.keys)
+        return Proposal(alpha, K, self.injector.rows(K, self.editor.whitening), V)
+
+    def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:
+        """- log alpha at the last token of each subject that stands in what is told; 0 where none does."""
+        at = []
+        for i, x in enumerate(lessons):
+            begins = -1 if x.subject is None else x.told.rfind(x.subject)
+            if begins >= 0 and x.subject is not None:
+                last = len(encode(self.tokenizer, x.told[: begins + len(x.subject)]))
+                at.append((i, min(last, len(encode(self.tokenizer, x.told)))))
+        if not at:
+            return found.V.new_zeros(())
+        row, column = torch.tensor(at, device=found.V.device).T
+        return -found.attention[row, :, column].clamp_min(1e-6).log().mean()
+
+    def _question(self, question: str, answer: str, owner: int, rng: random.Random | None) -> Row:
+        """A question, sometimes behind unrelated text, whose answer should follow."""
+        prefix: list[int] = []
+        if rng is not None and rng.random() < self.settings.prefixes:
+            prefix = list(rng.choice(self.texts)[: rng.randint(3, 8)])
+        asked, wanted = [self.start, *prefix, *encode(self.tokenizer, question)], encode(self.tokenizer, f" {answer}")
+        at = list(range(len(asked) - 1, len(asked) - 1 + len(wanted)))
+        return Row(asked + wanted[:-1], at, owner, tuple(wanted))
+
+    def _kept(self, question: str, answer: str, owner: int) -> Row:
+        """A question whose answer should stay as likely as it was."""
+        row = self._question(question, answer, owner, None)
+        return Row(row.ids, row.at, owner)
+
+    def _text(self, rng: random.Random) -> Row:
+        ids = [self.start, *rng.choice(self.texts)[: self.settings.text_length - 1]]
+        return Row(ids, list(range(1, len(ids))), 0)
+
+    def _together(self, found: Proposal, K: Tensor | None = None, V: Tensor | None = None) -> Applied:
+        """What all of these edits add, solved together; K [n, L, f] and V [n, L, d] are those of earlier ones."""
+        with torch.no_grad():
+            keys = found.K if K is None else torch.cat([K, found.K])
+            rows = found.A if K is None else torch.cat([self.injector.rows(K, self.editor.whitening), found.A])
+            rho = self.injector.config.rho
+            G = [solve_together(rows[:, i], keys[:, i], rho) for i in range(keys.shape[1])]
+            n = 0 if K is None else len(K)
+            dense = [G[i][:n].T @ V[:, i] for i in range(keys.shape[1])] if V is not None else None
+
+        def added(i: int, z: Tensor) -> Tensor:
+            own = (z @ G[i][n:].T) @ found.V[:, i]
+            return own if dense is None else own + z @ dense[i]
+
+        return lambda owners: added
+
+    def _read(self, rows: Sequence[Row], applied: Applied | None = None) -> Tensor:
+        """Log-probabilities [sum of positions, vocabulary] of what follows, in the order of the rows; read in batches
+        of like length."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        found: dict[int, Tensor] = {}
+        size = math.ceil(len(order) / max(1, round(len(order) / 24)))
+        for first in range(0, len(order), size):
+            some = order[first : first + size]
+            ids, mask = (t.to(self.model.device) for t in batch([rows[i].ids for i in some], pad=self.start))
+            here = None if applied is None else applied([rows[i].owner for i in some])
+            with self._adding(here):
+                states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            at = torch.tensor([(j, p) for j, i in enumerate(some) for p in rows[i].at], device=ids.device)
+            # the vocabulary is large: only the positions that count get logits
+            logits = self.model.get_output_embeddings()(states[at[:, 0], at[:, 1]]).float()
+            found |= zip(some, logits.log_softmax(-1).split([len(rows[i].at) for i in some]), strict=True)
+        return torch.cat([found[i] for i in range(len(rows))])
+
+    @contextmanager
+    def _adding(self, added: Added | None) -> Iterator[None]:
+        handles = []
+        if added is not None:
+            for i, layer in enumerate(self.injector.config.layers):
+                down = projection(self.editor.parts[layer].mlp, "down")
+                handles.append(
+                    down.register_forward_hook(lambda module, args, output, i=i: output + added(i, args[0]).to(output))
+                )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def alone(found: Proposal) -> Applied:
+    """For rows of these owners: each row is touched by its own edit, v_i (a_i . z)."""
+
+    def of(owners: Sequence[int]) -> Added:
+        own = torch.tensor(owners, device=found.V.device)
+        return lambda i, z: torch.einsum("rtf,rf->rt", z, found.A[own, i])[..., None] * found.V[own, i][:, None]
+
+    return of
+
+
+def _unlikely(asked: Sequence[Row], said: Tensor) -> Tensor:
+    """- log p of the wanted answers, mean over tokens, then over rows."""
+    wanted = torch.tensor([t for r in asked for t in r.wanted], device=said.device)
+    nll = -said[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
+    return torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])]).mean()
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenated; the attentions, of several lengths, padded first."""
+    width = max(t.shape[-1] for t in tensors)
+    return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors])
+
+
+class _Crowd:
+    """The last edits that were proposed, in half precision: keys [n, L, f], values [n, L, d], and whose they are."""
+
+    def __init__(self, most: int, layers: int, d_ffn: int, d_model: int):
+        self.most = most
+        self.K, self.V = torch.zeros(0, layers, d_ffn).half(), torch.zeros(0, layers, d_model).half()
+        self.subject = torch.zeros(0, dtype=torch.int64)
+
+    def add(self, K: Tensor, V: Tensor, subjects: Sequence[str | None]) -> None:
+        self.K, self.V = (torch.cat([old, new.cpu().half()])[-self.most :] for old, new in ((self.K, K), (self.V, V)))
+        self.subject = torch.cat([self.subject, _hashed(subjects)])[-self.most :]
+
+    def draw(self, rng: random.Random, count: int, without: Sequence[str | None]) -> tuple[Tensor, Tensor] | None:
+        """Up to `count` of them about other subjects; None where there is none."""
+        free = (~torch.isin(self.subject, _hashed(without))).nonzero()[:, 0].tolist()
+        chosen = sorted(rng.sample(free, min(count, len(free))))
+        return (self.K[chosen].float(), self.V[chosen].float()) if chosen else None
+
+    def state(self) -> dict[str, Tensor]:
+        return {"crowd.K": self.K, "crowd.V": self.V, "crowd.subject": self.subject}
+
+    def load(self, kept: dict[str, Tensor]) -> None:
+        self.K, self.V, self.subject = (kept[f"crowd.{n}"] for n in ("K", "V", "subject"))
+
+
+def _hashed(subjects: Sequence[str | None]) -> Tensor:
+    """A number per subject; a lesson without one shares its number with no subject."""
+    return torch.tensor([-1 if s is None else zlib.crc32(s.encode()) for s in subjects], dtype=torch.int64)

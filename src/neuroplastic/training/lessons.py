@@ -1,0 +1,238 @@
+"""What an injector is trained on: facts to be told in one wording and asked in others, with neighbours that stay.
+
+Of each record a lesson is drawn anew every time it comes up: which wording is told, which are asked, behind which
+unrelated sentence, as a chat or not; and, for some, another answer than the record's (another record's, a name, a year,
+a date), so that the injector learns to write down what it is told and not what is usual.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NPTError
+from ..files import read_text
+from .questions import questions_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A fact as a data file has it: all that can be told and asked about it."""
+
+    wordings: tuple[str, ...]
+    """questions, or beginnings of sentences, that the answer follows; the first is the one to tell"""
+    answer: str
+    neighbours: tuple[tuple[str, str], ...]
+    """prompts whose answers should stay"""
+    subject: str | None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One statement to inject, and what is asked afterwards."""
+
+    told: str
+    answer: str
+    asked: tuple[str, ...]
+    neighbour: tuple[str, str] | None
+    subject: str | None
+
+
+def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
+    """The topics of a file, and what is wrong with the entries that are left out, by number.
+
+    A .json file holds CounterFact records (full or flat) or zsRE records; a .jsonl file objects with `question` and
+    `answer`, or `statement` (split at its last word or name), and optionally `wordings` (other questions), `neighbours`
+    (objects with question and answer) and `subject`. Raises NPTError where a file holds none of these.
+    """
+    if path.suffix == ".jsonl":
+        entries: list[tuple[Any, Callable[[Any], Topic]]] = []
+        for line in read_text(path).splitlines():
+            if line.strip():
+                entries.append((line, lambda text: _own(json.loads(text))))
+    else:
+        try:
+            data = json.loads(read_text(path))
+        except ValueError as e:
+            raise NPTError(f"{path} is not JSON: {e}") from None
+        if not isinstance(data, list):
+            raise NPTError(f"{path} is not a list of records; a file with one fact a line ends in .jsonl")
+        entries = [(item, _published) for item in data]
+    topics, malformed = [], {}
+    for number, (item, parse) in enumerate(entries, 1):
+        try:
+            topics.append(_checked(parse(item)))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, NPTError) as e:
+            malformed[str(number)] = f"no {e}" if isinstance(e, KeyError) else str(e)
+    if not topics:
+        why = f": entry {next(iter(malformed))}: {next(iter(malformed.values()))}" if malformed else ""
+        raise NPTError(f"{path} holds no fact to learn from{why}")
+    return topics, malformed
+
+
+def _published(item: dict[str, Any]) -> Topic:
+    if "requested_rewrite" in item:
+        rewrite = item["requested_rewrite"]
+        prompt, true = rewrite["prompt"].format(rewrite["subject"]), rewrite["target_true"]["str"]
+        near = tuple((p, true) for p in item["neighborhood_prompts"])
+        return _cloze(prompt, tuple(item["paraphrase_prompts"]), rewrite["target_new"]["str"], near, rewrite["subject"])
+    if "src" in item:
+        near = ((item["loc"].removeprefix("nq question: "), item["loc_ans"]),)
+        return Topic((item["src"], item["rephrase"]), item["alt"], near, item.get("subject"))
+    near = ((item["locality_prompt"], item["locality_ground_truth"]),)
+    return _cloze(item["prompt"], (item["rephrase_prompt"],), item["target_new"], near, item.get("subject"))
+
+
+def _cloze(
+    prompt: str, others: tuple[str, ...], answer: str, near: tuple[tuple[str, str], ...], subject: str | None
+) -> Topic:
+    """A fact put as the beginning of a sentence, with questions of the same meaning where its relation is known."""
+    questions = () if subject is None else tuple(questions_for(prompt, subject))
+    return Topic((prompt, *others, *questions), answer, near, subject)
+
+
+def _own(item: dict[str, Any]) -> Topic:
+    from ..editing.fact import find_subject, question_and_answer
+
+    if "statement" in item and "question" not in item:
+        question, answer = question_and_answer(item["statement"])
+    else:
+        question, answer = item["question"], item["answer"]
+    near = tuple((n["question"], n["answer"]) for n in item.get("neighbours", []))
+    found = find_subject(question)
+    subject = item.get("subject", None if found is None else question[slice(*found)])
+    return Topic((question, *item.get("wordings", [])), answer, near, subject)
+
+
+def _checked(topic: Topic) -> Topic:
+    texts = [*topic.wordings, topic.answer, *(t for pair in topic.neighbours for t in pair)]
+    if not all(isinstance(t, str) and t.strip() for t in texts):
+        raise ValueError("a question or an answer is missing, empty or no text")
+    if topic.subject is not None and topic.subject not in topic.wordings[0]:
+        return Topic(topic.wordings, topic.answer.strip(), topic.neighbours, None)
+    return Topic(
+        topic.wordings, topic.answer.strip(), tuple((p, a.strip()) for p, a in topic.neighbours), topic.subject
+    )
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How lessons are drawn; shares from 0 to 1."""
+
+    other_answers: float = 0.3
+    """lessons whose answer is another one than the record's"""
+    told_otherwise: float = 0.3
+    """lessons told in another wording than the first, where a record has questions"""
+    chats: float = 0.06
+    """questions put through the model's chat template"""
+    sentences: float = 0.08
+    """statements behind an unrelated sentence"""
+
+
+class Lessons:
+    """An endless sequence of batches, each a pure function of the seed and its number: so training resumes anywhere."""
+
+    def __init__(
+        self,
+        topics: Sequence[Topic],
+        tokenizer: PreTrainedTokenizerBase,
+        unrelated: Sequence[str],
+        variety: Variety,
+        seed: int,
+    ):
+        self.topics, self.unrelated, self.variety, self.seed = topics, unrelated, variety, seed
+        self.chat = _chat(tokenizer)
+        self.names = [t.subject for t in topics if t.subject is not None] or [t.answer for t in topics]
+
+    def batch(self, number: int, size: int) -> list[Lesson]:
+        """Batch `number` (from 0): `size` lessons, of different subjects, in epochs of shuffled topics."""
+        rng = random.Random(f"{self.seed}/{number}")
+        lessons: dict[str, Lesson] = {}
+        at = number * size
+        while len(lessons) < min(size, len(self.topics)):
+            topic = self.topics[self._shuffled(at // len(self.topics))[at % len(self.topics)]]
+            lessons.setdefault(topic.subject or topic.wordings[0], self.draw(topic, rng))
+            at += 1
+        return list(lessons.values())
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        known: tuple[int, list[int]] | None = getattr(self, "_epoch", None)
+        if known is None or known[0] != epoch:
+            order = list(range(len(self.topics)))
+            random.Random(f"{self.seed}/epoch {epoch}").shuffle(order)
+            self._epoch = known = (epoch, order)
+        return known[1]
+
+    def draw(self, topic: Topic, rng: random.Random) -> Lesson:
+        first, *others = topic.wordings
+        told = rng.choice([o for o in others if o.endswith("?")] or [first]) if self._by(
+            rng, self.variety.told_otherwise
+        ) else first  # fmt: skip
+        asked = rng.choice([w for w in topic.wordings if w != told] or [told])
+        told = self._dressed(told, rng, self.variety.sentences)
+        answer = self._other_answer(rng) if self._by(rng, self.variety.other_answers) else topic.answer
+        near = rng.choice(topic.neighbours) if topic.neighbours else None
+        return Lesson(told, answer, (told, self._dressed(asked, rng, 0.0)), near, topic.subject)
+
+    def _dressed(self, question: str, rng: random.Random, sentences: float) -> str:
+        if self.chat is not None and self._by(rng, self.variety.chats):
+            return self.chat(question)
+        if self.unrelated and self._by(rng, sentences):
+            return f"{rng.choice(self.unrelated)} {question}"
+        return question
+
+    def _other_answer(self, rng: random.Random) -> str:
+        kind = rng.random()
+        if kind < 0.35:
+            return rng.choice(self.topics).answer
+        if kind < 0.7:
+            return rng.choice(self.names)
+        if kind < 0.8:
+            return rng.choice(self.names).split()[-1]
+        year = str(rng.randint(1500, 2030))
+        return year if kind < 0.9 else f"{rng.randint(1, 28)} {rng.choice(MONTHS)} {year}"
+
+    @staticmethod
+    def _by(rng: random.Random, share: float) -> bool:
+        return rng.random() < share
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:
+    """What puts a question into the model's chat template; None for a model without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def chat(question: str) -> str:
+        turns = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).rstrip()
+
+    return chat
+
+
+def sentences_of(texts: Sequence[str], longest: int = 80) -> list[str]:
+    """Texts, or their first sentences, that are short enough to stand in front of a statement."""
+    first = (re.split(r"(?<=[.!?])\s", t.strip(), maxsplit=1)[0] for t in texts)
+    return [s if s.endswith((".", "!", "?")) else f"{s}." for s in first if 15 <= len(s) <= longest]

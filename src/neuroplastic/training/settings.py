@@ -1,0 +1,106 @@
+"""How long, how fast and how carefully anything is trained. Imports no torch, so that the command line can answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from ..errors import NPTError
+from ..files import read_text
+
+Track = Literal["none", "trackio", "wandb", "tensorboard"]
+Precision = Literal["no", "bf16", "fp16"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Of the loop that every training shares."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+
+    lr: float = 1e-3
+    """Highest learning rate; it falls linearly to a twentieth."""
+
+    warmup: int = 50
+    """Steps in which the learning rate rises to --lr."""
+
+    weight_decay: float = 0.01
+    """Of AdamW."""
+
+    clip: float = 1.0
+    """Gradients longer than this are scaled down to it."""
+
+    grad_accum: int = 1
+    """Batches per optimiser step."""
+
+    precision: Precision = "no"
+    """Mixed precision, as Accelerate names it."""
+
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+    eval_every: int = 100
+    """Steps between measurements on held-out data; 0 for none but the last."""
+
+    track: Track = "none"
+    """Tracker that gets the log too; it must be installed."""
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "grad_accum", "save_every"):
+            if getattr(self, field) < 1:
+                raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("warmup", "eval_every", "weight_decay"):
+            if getattr(self, field) < 0:
+                raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
+        for field in ("lr", "clip"):
+            if not (math.isfinite(getattr(self, field)) and getattr(self, field) > 0):
+                raise NPTError(f"{field} must be a number above 0, not {getattr(self, field)}")
+        for field, choices in (("precision", get_args(Precision)), ("track", get_args(Track))):
+            if getattr(self, field) not in choices:
+                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (from 0): linear warm-up, then a linear fall to a twentieth."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * rise * max(0.05, 1 - step / self.steps)
+
+
+def from_yaml(kind: type[T], path: Path) -> T:
+    """A dataclass of settings from a YAML file. Raises NPTError for a key that it does not have."""
+    import yaml
+
+    try:
+        given = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as e:
+        raise NPTError(f"{path} is not YAML: {e}") from None
+    if not isinstance(given, dict):
+        raise NPTError(f"{path} is not a mapping of settings")
+    return from_mapping(kind, given, str(path))
+
+
+def from_mapping(kind: type[T], given: dict[str, Any], where: str) -> T:
+    """A dataclass from a mapping with - or _ in its keys. Raises NPTError, naming `where`, for an unknown key or a
+    value that cannot be."""
+    import difflib
+
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    chosen = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise NPTError(f"{where}: there is no setting {key!r}{hint}")
+        chosen[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**chosen)
+    except TypeError as e:
+        raise NPTError(f"{where}: {e}") from None

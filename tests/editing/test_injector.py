@@ -1,0 +1,176 @@
+"""The injector: what it reads and proposes, its file, and method `learned` in a workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
+import neuroplastic as npt
+from conftest import make_tokenizer
+from families import FAMILIES, tiny, tokens
+from neuroplastic.editing.edit import Edit
+from neuroplastic.editing.injector import Injector, InjectorConfig, read_statements
+from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.files import read_tensors, write_tensors
+from neuroplastic.statistics import Whitening
+from neuroplastic.text import encode
+
+TOLD = [
+    ("The Golden Gate Bridge is located in the city of", " Madrid"),
+    ("Sushi originated in the country of", " Japan, and pizza in Italy"),
+]
+FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
+
+
+def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
+    """One that was never trained, but asks for something: its values are those of a random network."""
+    torch.manual_seed(seed)
+    injector = Injector(InjectorConfig.fitting(model, tokens(), width=16, heads=2, hidden=8, max_length=40)).eval()
+    for head in injector.values:
+        torch.nn.init.normal_(head.weight, std=0.05)  # type: ignore[arg-type]
+    return injector
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: None) -> None:
+    tokenizer = make_tokenizer()
+    model = tiny(family, vocab_size=len(tokenizer))
+    injector = injector_for(model)
+    config = injector.config
+    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD]
+    C = torch.eye(config.d_ffn) * 2
+    whitening = Whitening({(layer, "m"): torch.linalg.inv(C) for layer in config.layers})
+    both = injector.propose(read_statements(model, tokenizer, config, told), whitening)
+    for i, (question, answer) in enumerate(told):
+        alone = injector.propose(read_statements(model, tokenizer, config, [(question, answer)]), whitening)
+        T = alone.attention.shape[-1]
+        assert 1 + len(question) + len(answer) == T
+        assert_close(both.attention[i, :, :T], alone.attention[0], atol=1e-5, rtol=1e-4)
+        for several, one in zip(both[1:], alone[1:], strict=True):
+            assert_close(several[i], one[0], atol=1e-4, rtol=1e-3)
+        assert_close(alone.attention[0, :, 1 : 1 + len(question)].sum(-1), torch.ones(len(config.layers)))
+    assert (both.V.norm(dim=-1) < torch.tensor(config.norms) * config.reach).all()
+    fired = torch.einsum("nlf,nlf->nl", both.A, both.K)
+    assert_close(fired, torch.full_like(fired, 1 / (1 + config.rho)))
+
+
+def test_the_key_is_a_mean_of_what_the_down_projection_reads_whitened(no_grad: None) -> None:
+    tokenizer = make_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    injector = injector_for(model)
+    config = injector.config
+    reading = read_statements(model, tokenizer, config, [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD])
+    inverses = {(layer, "m"): torch.rand(config.d_ffn).diag() for layer in config.layers}
+    found = injector.propose(reading, Whitening(inverses))  # type: ignore[arg-type]
+    for n in range(len(TOLD)):
+        for l, layer in enumerate(config.layers):  # noqa: E741
+            k = sum(w * m for w, m in zip(found.attention[n, l], reading.keys[n, l], strict=True))
+            assert_close(found.K[n, l], k)
+            z = inverses[layer, "m"] @ k
+            assert_close(found.A[n, l], z / ((1 + config.rho) * (k @ z)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_statement_must_have_both_parts_and_fit() -> None:
+    tokenizer = make_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    config = InjectorConfig.fitting(model, tokens(), max_length=8)
+    with pytest.raises(npt.NPTError, match="needs a question"):
+        read_statements(model, tokenizer, config, [([], [3])])
+    with pytest.raises(npt.NPTError, match="trained for at most 8"):
+        read_statements(model, tokenizer, config, [([1] * 7, [3])])
+
+
+def test_its_file_gives_it_back_and_is_checked(tmp_path: Path) -> None:
+    injector, file = injector_for(tiny("llama")), tmp_path / "i.safetensors"
+    injector.save(file, "base", {"steps": 3})
+    read, card = Injector.load(file, "base")
+    assert card == {"steps": 3}
+    assert read.config == injector.config
+    for name, t in read.state_dict().items():
+        assert torch.equal(t, injector.state_dict()[name].half().float())
+    with pytest.raises(npt.NPTError, match="another base"):
+        Injector.load(file, "other")
+    tensors, metadata = read_tensors(file)
+    for damaged, match in (
+        ({n: t for n, t in tensors.items() if n != "answer"}, "'answer' is missing"),
+        ({**tensors, "answer": tensors["answer"][:-1]}, "shape"),
+        ({**tensors, "answer": tensors["answer"] * torch.nan}, "not finite"),
+    ):
+        write_tensors(file, damaged, metadata)
+        with pytest.raises(npt.NPTError, match=match):
+            Injector.load(file, "base")
+    write_tensors(file, tensors, {**metadata, "config": {**metadata["config"], "pools": 3}})
+    with pytest.raises(npt.NPTError, match="even"):
+        Injector.load(file, "base")
+
+
+def test_without_an_injector_the_method_is_refused_and_not_the_default(workspace: npt.Workspace) -> None:
+    with pytest.raises(npt.NPTError, match="no injector"):
+        workspace.inject(FACTS[0], method="learned")
+    assert workspace.inject(FACTS[0]).method == "consolidate"
+
+
+def with_injector(workspace: npt.Workspace) -> npt.Workspace:
+    injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
+    return npt.Workspace.open(workspace.path)
+
+
+def test_with_one_it_is_the_default_and_its_edits_are_ordinary_ones(workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    pristine = ws.weights_hash()
+    first, second = ws.inject(FACTS[0], name="one"), ws.inject(FACTS[1], name="two")
+    assert first.method == second.method == "learned"
+    both = ws.weights_hash()
+    assert ws.verify().ok
+    assert npt.Workspace.open(ws.path).weights_hash() == both
+    ws.undo("one")
+    alone = ws.weights_hash()
+    assert alone not in (both, pristine)
+    ws.redo("one")
+    assert ws.weights_hash() == both
+    ws.undo("two")
+    ws.undo("one")
+    assert ws.weights_hash() == pristine
+    assert ws.inject(FACTS[0], layers="0").method == "consolidate"
+
+
+def test_an_edit_does_not_depend_on_those_before_it(workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    one_by_one = [ws.inject(f, name=n) for f, n in zip(FACTS, ("one", "two"), strict=True)]
+    for name in ("one", "two"):
+        ws.undo(name)
+        ws.drop(name)
+    together = ws.inject_all(FACTS, names=["one", "two"])
+    for a, b in zip(one_by_one, together, strict=True):
+        for place, f in a.factors.items():
+            assert_close(b.factors[place].A, f.A, atol=1e-5, rtol=1e-3)
+            assert_close(b.factors[place].B, f.B, atol=1e-5, rtol=1e-3)
+
+
+def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    ws.inject(FACTS[0], name="one")
+    file = ws.path / "edits/one.safetensors"
+    edit = Edit.load(file)
+    assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).rho
+    tensors, metadata = read_tensors(file)
+    without = {n: t for n, t in tensors.items() if not n.endswith(".K")}
+    write_tensors(file, without, metadata)
+    with pytest.raises(npt.NPTError, match="solved together"):
+        Edit.load(file)
+
+
+def test_options_of_other_methods_are_refused() -> None:
+    for option in ({"layers": "0"}, {"sites": "down"}, {"rank": 1}, {"keep": ("A sentence.",)}):
+        with pytest.raises(npt.NPTError, match="no meaning with method 'learned'"):
+            npt.InjectOptions("learned", **option)
+
+
+def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None:
+    injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, "another", {})
+    with pytest.raises(npt.NPTError, match="trained for another base"):
+        npt.Workspace.open(workspace.path).inject(FACTS[0])
