@@ -45,6 +45,8 @@ def small_self_text(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
         monkeypatch.setattr("neuroplastic.text.SELF_TEXTS", 12)
         monkeypatch.setattr("neuroplastic.text.SELF_LENGTH", 24)
         monkeypatch.setattr("neuroplastic.text.HELD_OUT", 4)
+        monkeypatch.setattr("neuroplastic.text.CALIBRATION_TEXTS", 20)
+        monkeypatch.setattr("neuroplastic.text.CALIBRATION_HELD_OUT", 4)
 
 
 @pytest.fixture

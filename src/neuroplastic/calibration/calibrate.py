@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..config import PlasticityConfig
 from ..console import Progress, progress
-from ..errors import NPTError
 from ..evaluation.fidelity import perplexity
 from ..surgery import mode, plastic_layers, set_mode
 from ..text import calibration_text, context_length, read_texts, windows
@@ -152,14 +151,14 @@ def _low_rank(config: PlasticityConfig, options: CalibrateOptions) -> Plasticity
     config = replace(config, generator="low_rank", input=source)
     if isinstance(options.np_rank, int):
         config = replace(config, np_rank=options.np_rank, layer_ranks="")
+    if options.np_rank == "auto":  # the least until the budget has been spent
+        config = replace(config, np_rank=1, layer_ranks="")
     return config
 
 
 def _spent(workspace: Workspace, solutions: dict[int, Solution], budget: int) -> PlasticityConfig:
     """The configuration whose ranks `budget` buys. Errors count relative to the residual stream they fall into."""
     plastic, config = plastic_layers(workspace.model), workspace.config
-    if config.bottleneck != "linear":
-        raise NPTError("--np-rank auto needs a linear bottleneck")
     first = next(iter(plastic.values())).generator
     cost = sum(p.numel() for p in first.parameters()) // config.rank_of(min(plastic))
     gains = {i: (s.space.gains / s.stream).tolist() for i, s in solutions.items()}

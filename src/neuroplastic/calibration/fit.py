@@ -87,7 +87,7 @@ def write(plasticity: Plasticity, solution: Solution) -> float:
         for site, payload in generator.payload.items():
             # with the self key all components answer alike, so each carries its share
             Q = _payload(solution.cross[site] @ A.T, generator.rank, plasticity.config) / k  # type: ignore[index]
-            payload.weight.copy_(Q.repeat(1, k))
+            _set(payload, Q.repeat(1, k))
         return solution.explained(width)
     assert isinstance(generator, LowRankActivations)
     explained = 1.0
@@ -101,17 +101,16 @@ def write(plasticity: Plasticity, solution: Solution) -> float:
             A = solution.growth[None]
             Q = torch.ones(generator.d_ffn, 1, dtype=A.dtype, device=A.device)
         _write_code(code, A, plasticity.config)
-        generator.payload[part].weight.copy_(_payload(Q, generator.rank, plasticity.config))
+        _set(generator.payload[part], _payload(Q, generator.rank, plasticity.config))
     return explained
 
 
-def matrix(linear: nn.Module) -> Tensor:
+def matrix(linear: nn.Linear) -> Tensor:
     """The matrix that a projection applies, in float64 [d_out, d_in]; asked of the module, which may be quantised."""
     reference = next(linear.parameters())
     dtype = reference.dtype if reference.is_floating_point() else torch.float32
-    d_in: int = linear.in_features  # type: ignore[assignment]
     with torch.no_grad():
-        basis = torch.eye(d_in, dtype=dtype, device=reference.device)
+        basis = torch.eye(linear.in_features, dtype=dtype, device=reference.device)
         out: Tensor = linear(basis).double() - linear(torch.zeros_like(basis[:1])).double()
     return out.T
 
@@ -125,9 +124,14 @@ def _width(rank: int, config: PlasticityConfig) -> int:
 
 def _write_code(code: nn.Module, A: Tensor, config: PlasticityConfig) -> None:
     """Rows that A does not fill stay as they were initialised; their payload is zero."""
-    rows = A if config.bottleneck == "linear" else torch.cat([A, -A])
     weight: Tensor = code.weight  # type: ignore[assignment]
+    rows = A if config.bottleneck == "linear" else torch.cat([A, -A])
     weight[: len(rows)] = rows.to(weight.dtype)
+
+
+def _set(payload: nn.Module, Q: Tensor) -> None:
+    weight: Tensor = payload.weight  # type: ignore[assignment]
+    weight.copy_(Q)
 
 
 def _payload(Q: Tensor, rank: int, config: PlasticityConfig) -> Tensor:

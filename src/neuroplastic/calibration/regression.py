@@ -40,12 +40,12 @@ def inverse_root(C: Tensor, ridge: float = RIDGE) -> Tensor:
     return (vectors * root) @ vectors.T
 
 
-def subspace(C: Tensor, weighed: Iterable[Tensor]) -> Subspace:
+def subspace(C: Tensor, weighed: Iterable[Tensor], ridge: float = RIDGE) -> Subspace:
     """The directions of the source s, best first. C = E[s s^T] [d, d]; `weighed` holds sqrt(w_j) E[y_j s^T] [o_j, d].
 
     A ridge in C makes the gains a little smaller than those of an exact least-squares fit.
     """
-    S = inverse_root(C)
+    S = inverse_root(C, ridge)
     K = torch.zeros_like(C)
     for cross in weighed:
         M = cross @ S
@@ -54,7 +54,7 @@ def subspace(C: Tensor, weighed: Iterable[Tensor]) -> Subspace:
     return Subspace(vectors.flip(1).T @ S, values.flip(0).clamp_min(0))
 
 
-def linear_fit(C: Tensor, cross: Tensor) -> Tensor:
+def linear_fit(C: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
     """The row w [d] that predicts a scalar y from s: w = E[y s^T] C^{-1}, with the same ridge. cross [d]."""
-    S = inverse_root(C)
+    S = inverse_root(C, ridge)
     return S @ (S @ cross)
