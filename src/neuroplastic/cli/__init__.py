@@ -20,6 +20,7 @@ from .common import app
 from . import model  # noqa: F401
 from . import ledger  # noqa: F401
 from . import exchange  # noqa: F401
+from . import train  # noqa: F401
 from . import evaluate  # noqa: F401
 # isort: on
 
