@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> 
 
 def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    shape = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    shape: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     model = tiny("llama", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape)
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
