@@ -52,15 +52,10 @@ def statement_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
 
 
 def essence_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
-    """'{subject} is a', whose continuation should stay what it is (ROME, section 3.1)."""
+    """'{subject} is a', whose continuation should stay what it is (ROME, section 3.1): any token, all are looked at."""
     assert record.subject is not None
     ids = encode(tokenizer, f"{record.subject} is a")
-    return Row([start_token(tokenizer), *ids], [], [(len(encode(tokenizer, record.subject)), 0)])
-
-
-def keys_at(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """(row, column) of every row's key, [R] each, for indexing states [R, T, d]."""
-    return torch.arange(len(rows)), torch.tensor([row.keys[0][0] for row in rows])
+    return Row([start_token(tokenizer), *ids], [start_token(tokenizer)], [(len(encode(tokenizer, record.subject)), 0)])
 
 
 def states_of(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
@@ -89,7 +84,7 @@ def read_at_keys(
     model: PreTrainedModel, rows: Sequence[Row], inputs_of: nn.Module, outputs_of: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """What the one module reads, and what the other gives, at each row's key: [R, d_in] and [R, d_out]."""
-    at, seen = keys_at(rows), {}
+    at, seen = (torch.arange(len(rows)), torch.tensor([row.keys[0][0] for row in rows])), {}
 
     def see_input(module: nn.Module, args: Any) -> None:
         seen["input"] = args[0][at]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroplastic.config import parse_layers
 from neuroplastic.console import Progress
@@ -85,17 +85,21 @@ def teach_all(
         with mode(editor.model, "standard"):
             wanted = []
             for number, (own, record) in enumerate(zip(rows, records, strict=True), 1):
-                wanted.append(goal(editor, own, essence_row(editor.tokenizer, record), parts[-1].layer, chosen.search))
+                wanted.append(goal(editor, own, essence_row(editor.tokenizer, record), parts[-1], chosen.search))
                 if progress is not None:
                     progress(number, len(records))
             spread(editor, parts, rows, torch.stack(wanted), chosen.strength)
         yield Taught((time.perf_counter() - began) / len(records))
 
 
-def goal(editor: Editor, rows: Sequence[Row], essence: Row, layer: nn.Module, search: ValueSearch) -> Tensor:
-    """z [d], what the layer should give at the key of the first row."""
-    _, (state, *_) = read_at_keys(editor.model, rows, layer, layer)
-    return state + find_delta(editor.model, layer, rows, essence, state, search)
+def goal(editor: Editor, rows: Sequence[Row], essence: Row, last: LayerParts, search: ValueSearch) -> Tensor:
+    """z [d], what the last layer should give at the key of the first row.
+
+    A delta of the residual stream behind it is one of its down projection's output, which the layer scales.
+    """
+    _, (state, *_) = read_at_keys(editor.model, rows, last.layer, last.layer)
+    scale = last.mlp_scale
+    return state + scale * find_delta(editor.model, last, rows, essence, state / scale, search)
 
 
 def spread(

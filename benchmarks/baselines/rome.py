@@ -55,14 +55,15 @@ def rome(settings: Settings | None = None) -> Contender:
     @contextmanager
     def teach(editor: Editor, record: Record) -> Iterator[Taught]:
         (layer,) = parse_layers(chosen.layer, len(editor.parts))
-        down = projection(editor.parts[layer].mlp, "down")
+        part = editor.parts[layer]
+        down = projection(part.mlp, "down")
         whitening, text = editor.whitening, editor.text[0]  # once per model, so not part of the edit's time
         began = time.perf_counter()
         with mode(editor.model, "standard"):
             rows = question_rows(editor.tokenizer, record, beginnings(text, chosen.search.prefixes, chosen.seed))
             keys, values = read_at_keys(editor.model, rows, down, down)
             essence = essence_row(editor.tokenizer, record)
-            delta = find_delta(editor.model, down, rows, essence, values[0], chosen.search)
+            delta = find_delta(editor.model, part, rows, essence, values[0], chosen.search)
         key = keys.mean(0)
         # the mean of the values is W k*, with the bias where there is one
         change = values[0] + delta - values.mean(0)

@@ -33,7 +33,6 @@ from conftest import make_tokenizer
 from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
 from neuroplastic.editing.editor import Editor
 from neuroplastic.evaluation.contenders import Contender
-from neuroplastic.evaluation.counterfact import target_logprobs
 from neuroplastic.evaluation.records import Record
 from neuroplastic.structure import projection
 from neuroplastic.text import encode, start_token
@@ -71,8 +70,13 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
 
 
+@torch.no_grad()
 def _answer(editor: Editor, record: Record) -> float:
-    return target_logprobs(editor.model, editor.tokenizer, [(record.prompt, record.new)])[0].item()
+    """Mean log-probability per token of the new answer, in nats."""
+    question = [start_token(editor.tokenizer), *encode(editor.tokenizer, record.prompt)]
+    answer = encode(editor.tokenizer, f" {record.new}")
+    logits = editor.model(input_ids=torch.tensor([[*question, *answer]])).logits[0, len(question) - 1 : -1]
+    return -torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -223,13 +227,13 @@ def test_memit_reaches_all_of_its_goals(make_editor: Callable[..., Editor], fami
     """With next to no ordinary text in the way, each subject's state comes out as it was sought."""
     editor = make_editor(family)
     search = replace(SEARCH, prefixes=0)
-    last = editor.parts[0].layer
+    first = editor.parts[0]
     rows = [question_rows(editor.tokenizer, r) for r in RECORDS]
     goals = [
-        goal(editor, own, essence_row(editor.tokenizer, r), last, search) for own, r in zip(rows, RECORDS, strict=True)
+        goal(editor, own, essence_row(editor.tokenizer, r), first, search) for own, r in zip(rows, RECORDS, strict=True)
     ]
     with teach_all(editor, RECORDS, MemitSettings(layers="0", strength=1e-6, search=search)):
-        states = torch.cat([read_at_keys(editor.model, own, last, last)[1] for own in rows])
+        states = torch.cat([read_at_keys(editor.model, own, first.layer, first.layer)[1] for own in rows])
     torch.testing.assert_close(states, torch.stack(goals), rtol=1e-3, atol=1e-3)
 
 
@@ -239,10 +243,12 @@ def test_a_delta_is_held_by_its_clamp_and_lowers_the_loss(make_editor: Callable[
     essence = essence_row(editor.tokenizer, RECORDS[0])
     down = projection(editor.parts[0].mlp, "down")
     _, values = read_at_keys(editor.model, rows, down, down)
-    delta = find_delta(editor.model, down, rows, essence, values[0], ValueSearch(steps=5, rate=9.0, clamp=0.25))
+    delta = find_delta(
+        editor.model, editor.parts[0], rows, essence, values[0], ValueSearch(steps=5, rate=9.0, clamp=0.25)
+    )
     assert delta.norm() <= 0.25 * values[0].norm() * (1 + 1e-6)
     assert delta.norm() == pytest.approx(0.25 * values[0].norm().item(), rel=1e-4)
-    content = find_delta(editor.model, down, rows, essence, values[0], ValueSearch(enough=1e9))
+    content = find_delta(editor.model, editor.parts[0], rows, essence, values[0], ValueSearch(enough=1e9))
     assert not content.any()
 
 
