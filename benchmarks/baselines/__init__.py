@@ -10,8 +10,10 @@ from neuroplastic.evaluation.contenders import Contender
 
 from .ft_l import ft_l
 from .lora import lora
-from .memit import memit
+from .memit import memit, teach_all
 from .rome import rome
 
 BASELINES: dict[str, Contender] = {"ft_l": ft_l(), "lora": lora(), "rome": rome(), "memit": memit()}
 """By name, with the settings that search.py found."""
+BATCHES = {"memit": teach_all}
+"""Those that can teach many records by one call."""

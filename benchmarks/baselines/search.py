@@ -139,4 +139,5 @@ if __name__ == "__main__":
     try:
         main()
     except npt.NPTError as e:
-        sys.exit(f"search: {e}")
+        print(f"search: {e}", file=sys.stderr)
+        sys.exit(2)
