@@ -60,6 +60,9 @@ def test_a_whole_life(made: Path, tiny_base: Path, capsys: pytest.CaptureFixture
         "top1_agreement",
         "max_logit_error",
         "per_layer_error",
+        "perplexity_ratio",
+        "by_position",
+        "by_layer",
     }
     assert set(fidelity) == expected
     status, before, _ = run(capsys, "ask", made, "The Golden Gate", "--max-new-tokens", 4)

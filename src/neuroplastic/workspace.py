@@ -30,6 +30,7 @@ from .editing.options import InjectOptions, Method, Start
 from .editing.recall import Asked
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
+from .evaluation.sweep import Measured, analytic_presets, sweep
 from .files import (
     content_hash,
     read_tensors,
@@ -354,19 +355,29 @@ class Workspace:
             raise NPTError("the prompt is empty")
         return torch.tensor([[start_token(self.tokenizer), *encode(self.tokenizer, prompt)]], device=self.model.device)
 
-    def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096) -> Fidelity:
+    def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096, each_layer: bool = False) -> Fidelity:
         """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.
 
-        `max_tokens` bounds the predicted tokens; a file's texts are joined and cut into windows of 256.
+        `max_tokens` bounds the predicted tokens; a file's texts are joined and cut into windows of 256. `each_layer`
+        also makes every layer dynamic alone, which takes a pass over the text for each.
         """
-        if data is None:
-            rows = max(1, max_tokens // (self.held_out.shape[1] - 1))
-            text = self.held_out[:rows]
-        else:
-            length = min(256, context_length(self.model))
-            text = windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
+        text = self.ordinary_text(data, max_tokens)
         with self.editor.only(()), progress("comparing dynamic mode with the base") as step:
-            return measure_fidelity(self.model, text, step=step)
+            return measure_fidelity(self.model, text, step=step, each_layer=each_layer)
+
+    def sweep(self, data: str | Path | None = None, max_tokens: int = 4096) -> list[Measured]:
+        """Fidelity of this workspace's base and layers under every preset; the workspace stays as it is."""
+        text = self.ordinary_text(data, max_tokens)
+        model, _ = models.load_base(self.base.spec, self.base.dtype)
+        with progress("converting in every way and comparing") as step:
+            return list(sweep(model.to(text.device), text, analytic_presets(self.config.layers), step))
+
+    def ordinary_text(self, data: str | Path | None, max_tokens: int) -> Tensor:
+        """Rows of tokens to measure on (N, T): held-out self-written text, or that of a file."""
+        if data is None:
+            return self.held_out[: max(1, max_tokens // (self.held_out.shape[1] - 1))]
+        length = min(256, context_length(self.model))
+        return windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
 
     def info(self) -> dict[str, Any]:
         """What is in the workspace."""

@@ -2,85 +2,135 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-from tyro.conf import Positional
+from tyro.extras import SubcommandApp
 
+from ..config import Mode
 from ..console import note, progress
 from ..errors import NPTError
+from ..evaluation.suites import SuiteName
 from . import printing
-from .common import (
-    Json,
-    WorkspaceArg,
-    app,
-    open_workspace,
-    show_result,
-)
+from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
-if TYPE_CHECKING:
-    pass
+evaluations = SubcommandApp()
+app.command(evaluations, name="eval", help="Measure edits as the field does.")
 
 
-@app.command(name="eval")
-def eval_(
-    what: Annotated[Positional[Literal["edits"]], tyro.conf.arg(metavar="{edits}")],
+@evaluations.command
+def edits(
     workspace: WorkspaceArg,
     *,
-    data: Path,
+    data: str,
+    suite: SuiteName = "counterfact",
     method: str = "unedited,prompt,consolidate",
     limit: int | None = 100,
     seed: int = 0,
     sequential: int | None = None,
+    generate: bool = False,
     report: Path | None = None,
     json: Json = False,
 ) -> int:
     """Measure edits as the field does: does a fact stick, carry over to paraphrases, and leave its neighbours alone.
 
-    Figures of CounterFact (Meng et al. 2022): ES, PS, NS, their harmonic mean S, magnitudes and accuracies, with 95
-    percent intervals over records, seconds per edit and the rise of perplexity on ordinary text. The workspace's own
-    edits stay in the weights; its folder is not touched.
+    Each figure comes with a 95 percent interval over records, beside seconds and peak memory per edit, and the rise
+    of perplexity and the KL divergence on ordinary text. The workspace's own edits stay in the weights; its folder is
+    not touched. docs/evaluation.md says what each figure means.
 
     Args:
-        what: What to measure.
         workspace: The workspace.
-        data: CounterFact records, full or flat, as a JSON list.
+        data: Records: a JSON file with a list, or a folder or Hugging Face id of a dataset (id:split).
+        suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
+            accuracies of edit, paraphrase and locality. Both with portability.
         method: Methods, separated by commas: unedited, prompt (the statement in front of every prompt), consolidate,
             refine, token.
         limit: At most so many records, the first ones of a shuffle with --seed.
-        seed: Of the shuffle and of the intervals.
-        sequential: Instead of one edit at a time, keep this many, one upon another, and ask all of them again after
-            1, 3, 10, 30, 100, ... of them.
-        report: Folder for rows.jsonl, summary.json and summary.csv. A run that was cut off goes on from there.
+        seed: Of the shuffle, of the intervals and of what is written freely.
+        sequential: Instead of one edit at a time, keep this many, one upon another, and ask them again after 1, 3, 10,
+            30, 100, ... of them; of more than 200 in place, a sample of 200.
+        generate: Also let the model write freely: is the answer in the text (es_gen, ps_gen), and how varied is it
+            (entropy). Takes some seconds per record.
+        report: Folder for report.html, summary.json, summary.csv and rows.jsonl. A run that was cut off goes on from
+            there.
     """
-    from ..evaluation import edits as suite
+    from ..evaluation import report as reports
     from ..evaluation.contenders import contender
-    from ..evaluation.counterfact import read_records
+    from ..evaluation.edits import Row, evaluate, summarise
+    from ..evaluation.examination import Examination
+    from ..evaluation.kept import Kept
+    from ..evaluation.plots import need_matplotlib
+    from ..evaluation.records import choose, read_records
+    from ..evaluation.sequential import Step, in_a_row, summarise_steps
+    from ..evaluation.suites import suite_named
 
     methods = [m.strip() for m in method.split(",") if m.strip()]
     contenders = {m: contender(m) for m in methods}
-    if sequential is not None and report is not None:
-        raise NPTError("--report has no meaning with --sequential, whose figures are few; use --json")
-    records, malformed = read_records(data)
+    if report is not None:
+        need_matplotlib()
+    chosen = suite_named(suite)
+    records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
-    records = suite.choose(records, limit if sequential is None else sequential, seed)
+    records = choose(records, limit if sequential is None else sequential, seed)
     ws = open_workspace(workspace)
-    if sequential is not None:
-        steps = []
-        with progress("teaching one after another") as step:
-            for m, teach in contenders.items():
-                steps += [asdict(s) for s in suite.in_a_row(ws.editor, records, m, teach, step)]
-        return show_result(json, {"steps": steps, "malformed": malformed}, printing.retention)
-    settings = {"base": ws.base.sha256, "data": data.name, "methods": methods, "seed": seed}
+    settings = {"suite": suite, "base": ws.base.sha256, "data": Path(data).name, "methods": methods, "seed": seed}
+    settings |= {"generate": generate, "sequential": sequential is not None}
     settings |= {"records": [r.id for r in records], "edits": [e.name for e in ws.edits]}
-    kept = None if report is None else suite.Report(report, settings)
-    with progress("evaluating edits") as step:
-        done, keep = ((), lambda row: None) if kept is None else (kept.done, kept.keep)
-        rows = suite.evaluate(ws.editor, records, contenders, done, keep, step)
-    found = {**suite.summarise(rows, seed), "malformed": malformed}
-    if kept is not None:
-        kept.finish(found)
-    return show_result(json, found, printing.evaluation)
+    examination = Examination(ws.editor, chosen, generate, seed)
+    rows: list[Row] = []
+    if sequential is not None:
+        kept_steps = None if report is None else Kept(report, settings, Step)
+        with progress("teaching one after another") as step:
+            steps = [s for m, t in contenders.items() for s in in_a_row(examination, records, m, t, kept_steps, step)]
+        found = summarise_steps(steps, records, chosen, seed)
+    else:
+        kept_rows = None if report is None else Kept(report, settings, Row)
+        with progress("evaluating edits") as step:
+            rows = evaluate(examination, records, contenders, kept_rows, step)
+        found = summarise(rows, chosen, seed)
+    found |= {"malformed": malformed, "missing": sorted(examination.missing)}
+    if report is not None:
+        more = reports.heat_section(examination, records[0].statement)
+        if rows:
+            more.append(reports.record_section(records, rows, chosen.parts_of_s))
+        reports.write_report(report, found, settings, more)
+    wide = ("S", *chosen.parts_of_s)
+    return show_result(json, found, lambda console, r: printing.evaluation(console, r, wide, chosen.shown))
+
+
+@evaluations.command
+def lm(
+    workspace: WorkspaceArg,
+    *,
+    tasks: str,
+    include: Path | None = None,
+    mode: Mode = "dynamic",
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    json: Json = False,
+) -> int:
+    """Run tasks of lm-evaluation-harness on the model with its active edits. Needs pip install 'neuroplastic[lm]'.
+
+    Args:
+        workspace: The workspace.
+        tasks: Names of tasks, separated by commas, such as hellaswag,arc_easy. The harness loads their data.
+        include: Folder with task files (.yaml) of your own, which need no network.
+        mode: dynamic lets attention modulate the MLPs; standard is the pretrained forward pass.
+        limit: At most so many questions per task.
+        batch_size: Questions read at once.
+        seed: Of everything that a task draws.
+    """
+    from ..evaluation.lm import evaluate_tasks, need_harness
+
+    named = [t.strip() for t in tasks.split(",") if t.strip()]
+    for name, value in (("tasks", len(named)), ("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
+        if value < 1:
+            raise NPTError(f"{name} must be at least 1, not {value}")
+    need_harness()
+    ws = open_workspace(workspace)
+    from ..surgery import mode as in_mode
+
+    with in_mode(ws.model, mode):
+        found = evaluate_tasks(ws.model, ws.tokenizer, named, include, limit, batch_size, seed)
+    return show_result(json, {"mode": mode, "tasks": found}, printing.tasks)

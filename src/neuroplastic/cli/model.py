@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
@@ -20,9 +20,6 @@ from .common import (
     open_workspace,
     show_result,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command
@@ -73,9 +70,15 @@ def fidelity(
     data: Path | None = None,
     max_tokens: int = 4096,
     max_logit_error: float | None = None,
+    each_layer: bool = False,
+    sweep: bool = False,
+    report: Path | None = None,
     json: Json = False,
 ) -> int:
     """Measure how close dynamic mode is to the pretrained model, without edits.
+
+    Perplexity ratio, KL divergence and share of positions with the same likeliest token, overall and by position, and
+    the error of the residual stream behind every layer.
 
     Args:
         workspace: The workspace.
@@ -83,13 +86,31 @@ def fidelity(
             apart from what statistics are made from.
         max_tokens: At most about this many tokens.
         max_logit_error: Exit with 1 where the largest logit difference is above this.
+        each_layer: Also make every layer dynamic alone: a pass over the text for each.
+        sweep: Instead of this workspace's own preset, a table of all of them, on its base and layers.
+        report: Folder for report.html, fidelity.json and fidelity.csv.
     """
+    from ..evaluation.fidelity_report import write_fidelity
+    from ..evaluation.plots import need_matplotlib
+    from ..evaluation.sweep import NOT_SWEPT, as_rows
+
     if max_tokens < 1:
         raise NPTError(f"max_tokens must be at least 1, not {max_tokens}")
-    result = open_workspace(workspace).fidelity(data, max_tokens)
-    show_result(json, result.to_dict(), printing.fidelity)
-    if max_logit_error is not None and not result.max_logit_error <= max_logit_error:
-        note(f"check failed: max_logit_error {result.max_logit_error:.3g} is above {max_logit_error:.3g}")
+    if sweep and (each_layer or max_logit_error is not None):
+        raise NPTError("--sweep compares presets: --each-layer and --max-logit-error have no meaning with it")
+    if report is not None:
+        need_matplotlib()
+    ws = open_workspace(workspace)
+    if sweep:
+        found: dict[str, Any] = {"rows": as_rows(ws.sweep(data, max_tokens)), "not_available": NOT_SWEPT}
+    else:
+        found = ws.fidelity(data, max_tokens, each_layer).to_dict()
+    if report is not None:
+        on = "text that the model wrote itself" if data is None else data.name
+        write_fidelity(report, found, f"Base model {ws.base.sha256[:16]}, layers {ws.config.layers}, on {on}.")
+    show_result(json, found, printing.sweep if sweep else printing.fidelity)
+    if max_logit_error is not None and not found["max_logit_error"] <= max_logit_error:
+        note(f"check failed: max_logit_error {found['max_logit_error']:.3g} is above {max_logit_error:.3g}")
         return 1
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +44,30 @@ def fidelity(console: Console, r: dict[str, Any]) -> None:
     worst = max(errors, key=errors.__getitem__)
     table.add_row(f"largest relative error of a layer's output (layer {worst})", f"{errors[worst]:.3g}")
     console.print(table)
+    _agreements(console, "tokens in front", r["by_position"])
+    if r["by_layer"]:
+        _agreements(console, "layer alone", r["by_layer"])
+
+
+def _agreements(console: Console, what: str, found: dict[str, Any]) -> None:
+    table = Table(what, "tokens", "perplexity ratio", "KL", "same likeliest")
+    for name, a in found.items():
+        ratio, kl, same = f"{a['perplexity_ratio']:.4f}", f"{a['kl']:.3g}", f"{a['top1_agreement']:.2%}"
+        table.add_row(name, str(a["tokens"]), ratio, kl, same)
+    console.print(table)
+
+
+def sweep(console: Console, r: dict[str, Any]) -> None:
+    table = Table("preset", "generator", "np_rank", "parameters", "perplexity ratio", "KL", "same likeliest", "logits")
+    for row in r["rows"]:
+        made = (row["preset"], row["generator"], str(row["np_rank"] or ""), f"{row['parameters']:,}")
+        if row["refused"]:
+            table.add_row(*made, f"refused: {row['refused']}")
+            continue
+        ratio, kl, same = f"{row['perplexity_ratio']:.4f}", f"{row['kl']:.3g}", f"{row['top1_agreement']:.2%}"
+        table.add_row(*made, ratio, kl, same, f"{row['max_logit_error']:.3g}")
+    console.print(table)
+    console.print(r["not_available"], highlight=False)
 
 
 def edit(console: Console, r: dict[str, Any]) -> None:
@@ -137,32 +162,47 @@ def probabilities(console: Console, found: dict[str, tuple[float, float]]) -> No
     console.print(table)
 
 
-SHOWN = ("S", "ES", "PS", "NS")
+def tasks(console: Console, r: dict[str, Any]) -> None:
+    table = Table("task", "metric", "value", "standard error")
+    for task, metrics in r["tasks"].items():
+        for name, value in metrics.items():
+            if not name.endswith("_stderr"):
+                error = metrics.get(f"{name}_stderr")
+                table.add_row(escape(task), name, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+    console.print(table)
 
 
-def evaluation(console: Console, r: dict[str, Any]) -> None:
-    if r["ceiling"] is not None:
+WRITTEN = ("es_gen", "ps_gen", "entropy")
+COSTS = {"asking": "asking, s", "seconds": "edit, s", "perplexity": "perplexity", "kl": "KL", "peak": "peak, MB"}
+
+
+def evaluation(console: Console, r: dict[str, Any], main: Sequence[str], more: Sequence[str]) -> None:
+    """Records asked one by one (`methods`) or edits in a row (`steps`): a table of the figures named in `main`, with
+    their intervals, one of those in `more` and one of what it costs."""
+    from ..evaluation.report import entries
+
+    if r.get("ceiling") is not None:
         console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}", highlight=False)
-    table = Table()
-    for column in ("method", *SHOWN, "ES acc", "PS acc", "seconds", "perplexity"):
-        table.add_column(column, no_wrap=column not in SHOWN)
-    for method, own in r["methods"].items():
-        figures = own["figures"]
-        accuracies = (f"{figures[k][0]:.2f}" for k in ("es_acc", "ps_acc"))
-        cost = (f"{own['seconds']:.2f}", f"{own['drift']:+.2%}") if own["seconds"] else ("", "")
-        table.add_row(method, *(_interval(figures[k]) for k in SHOWN), *accuracies, *cost)
-    console.print(table)
+    listed, in_a_row = list(entries(r)), "steps" in r
+    present = {name for _, _, figures in listed for name in figures}
+    for names in (main, (*more, *WRITTEN), COSTS):
+        shown = [n for n in names if n in present]
+        table = Table("method", *(["edits"] if in_a_row else []), *(COSTS.get(n, n) for n in shown))
+        for method, edits, figures in listed:
+            cells = [_cell(n, figures[n], names is main) if n in figures else "" for n in shown]
+            table.add_row(method, *([str(edits)] if in_a_row else []), *cells)
+        console.print(table)
+    for s in r.get("steps", []):
+        if s["asked"] < s["edits"]:
+            console.print(f"{s['method']}: of {s['edits']} edits a sample of {s['asked']} was asked", highlight=False)
+    for reason in r["missing"]:
+        console.print(reason, highlight=False)
 
 
-def retention(console: Console, r: dict[str, Any]) -> None:
-    table = Table()
-    for column in ("method", "edits", *SHOWN, "perplexity"):
-        table.add_column(column, no_wrap=column not in SHOWN)
-    for s in r["steps"]:
-        table.add_row(s["method"], str(s["edits"]), *(_interval(s["figures"][k]) for k in SHOWN), f"{s['drift']:+.2%}")
-    console.print(table)
-
-
-def _interval(figure: tuple[float, float, float]) -> str:
-    mean, low, high = figure
-    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+def _cell(name: str, figure: Sequence[float], with_interval: bool) -> str:
+    mean = figure[0]
+    if with_interval:
+        return f"{mean:.3f} [{figure[1]:.2f}, {figure[2]:.2f}]"
+    if name == "perplexity":
+        return f"{mean:+.2%}"
+    return f"{mean / 2**20:.0f}" if name == "peak" else f"{mean:.2g}" if name == "kl" else f"{mean:.2f}"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,68 +26,135 @@ POSITIONS = 128
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Dynamic mode against the base (the same model in standard mode) on the same tokens."""
+class Agreement:
+    """A plastic model against its base, over some of the predicted tokens."""
 
     tokens: int
     """predicted tokens"""
-    perplexity_base: float
-    perplexity: float
+    perplexity_ratio: float
     kl: float
     """KL divergence from base to plastic, nats per token"""
     top1_agreement: float
     """share of positions at which both think the same token likeliest"""
+
+
+@dataclass(frozen=True)
+class Fidelity(Agreement):
+    """Dynamic mode against the base (the same model in standard mode) on the same tokens."""
+
+    perplexity_base: float
+    perplexity: float
     max_logit_error: float
     """largest absolute difference of any logit at any position"""
     per_layer_error: dict[str, float]
     """|H - H_base| / |H_base| of the residual stream behind each converted layer, all layers plastic at once; the
     first position, an attention sink whose norm hides all others, is left out"""
+    by_position: dict[str, Agreement]
+    """over tokens with so many in front of them, the start token included: 1, 2-3, 4-7, ..."""
+    by_layer: dict[str, Agreement]
+    """with this layer alone dynamic, the others standard; empty where it was not asked for"""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
+class Compared(NamedTuple):
+    """Sums over sequences, at each of the T - 1 positions that predict a token, in float64."""
+
+    rows: int
+    nll_base: Tensor
+    nll: Tensor
+    kl: Tensor
+    same: Tensor
+
+    def agreement(self, positions: slice = slice(None)) -> Agreement:
+        """Over some of the positions."""
+        base, plastic, kl, same = (t[positions].sum().item() for t in self[1:])
+        n = self.rows * len(self.kl[positions])
+        # rounding can take a KL of nothing below zero
+        return Agreement(n, math.exp((plastic - base) / n), max(0.0, kl / n), same / n)
+
+
 @torch.no_grad()
 def measure_fidelity(
-    model: PreTrainedModel, text: Tensor, batch_size: int = 4, step: Progress | None = None
+    model: PreTrainedModel,
+    text: Tensor,
+    batch_size: int = 4,
+    step: Progress | None = None,
+    each_layer: bool = False,
 ) -> Fidelity:
-    """Compares the modes of a converted model on `text` (N, T), rows of tokens without padding."""
-    indices = tuple(plastic_layers(model))
-    total = dict.fromkeys(("base", "plastic", "kl", "agree"), 0.0)
-    largest, count = 0.0, 0
+    """Compares the modes of a converted model on `text` (N, T), rows of tokens without padding.
+
+    `each_layer` also makes every layer dynamic alone, which takes a pass over the text for each.
+    """
+    plastic = plastic_layers(model)
+    indices = tuple(plastic)
+    largest, alone = 0.0, {i: _nothing(text) for i in indices if each_layer}
+    together = _nothing(text)
     differing, power = dict.fromkeys(indices, 0.0), dict.fromkeys(indices, 0.0)
+    total = len(text) * (1 + len(alone))
     for done in range(0, len(text), batch_size):
         ids = text[done : done + batch_size]
         with mode(model, "standard"):
             base, base_states = _forward(model, ids, indices)
+            for n, i in enumerate(alone):
+                plastic[i].state.dynamic = True
+                alone[i] = _add(alone[i], compare(base, _forward(model, ids, ())[0], ids))
+                plastic[i].state.dynamic = False
+                if step is not None:
+                    step(done * (1 + len(alone)) + n * len(ids), total)
         with mode(model, "dynamic"):
-            plastic, states = _forward(model, ids, indices)
+            logits, states = _forward(model, ids, indices)
         for i in indices:
             differing[i] += (states[i] - base_states[i])[:, 1:].double().square().sum().item()
             power[i] += base_states[i][:, 1:].double().square().sum().item()
-        largest = max(largest, (plastic - base).abs().max().item())
-        base, plastic, target = (
-            base[:, :-1].flatten(0, 1),
-            plastic[:, :-1].flatten(0, 1),
-            ids[:, 1:].flatten(),
-        )
-        total["base"] += cross_entropy(base, target, reduction="sum").item()
-        total["plastic"] += cross_entropy(plastic, target, reduction="sum").item()
-        total["agree"] += (base.argmax(-1) == plastic.argmax(-1)).sum().item()
-        p, q = base.log_softmax(-1), plastic.log_softmax(-1)
-        total["kl"] += kl_div(q, p, reduction="sum", log_target=True).item()
-        count += target.numel()
+        largest = max(largest, (logits - base).abs().max().item())
+        together = _add(together, compare(base, logits, ids))
         if step is not None:
-            step(min(done + batch_size, len(text)), len(text))
+            step(min(done + batch_size, len(text)) * (1 + len(alone)), total)
+    overall = together.agreement()
     return Fidelity(
-        tokens=count,
-        perplexity_base=math.exp(total["base"] / count),
-        perplexity=math.exp(total["plastic"] / count),
-        kl=max(0.0, total["kl"] / count),  # rounding can take a KL of nothing below zero
-        top1_agreement=total["agree"] / count,
+        **vars(overall),
+        perplexity_base=math.exp(together.nll_base.sum().item() / overall.tokens),
+        perplexity=math.exp(together.nll.sum().item() / overall.tokens),
         max_logit_error=largest,
         per_layer_error={str(i): (differing[i] / power[i]) ** 0.5 if power[i] else 0.0 for i in indices},
+        by_position={name: together.agreement(at) for name, at in buckets(text.shape[1] - 1).items()},
+        by_layer={str(i): found.agreement() for i, found in alone.items()},
     )
+
+
+def compare(base: Tensor, plastic: Tensor, ids: Tensor) -> Compared:
+    """Logits (N, T, vocab) of the same tokens (N, T), by the base and by the plastic model."""
+    target = ids[:, 1:].flatten()
+    p, q = base[:, :-1].flatten(0, 1), plastic[:, :-1].flatten(0, 1)
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    figures = (
+        cross_entropy(p, target, reduction="none"),
+        cross_entropy(q, target, reduction="none"),
+        kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1),
+        p.argmax(-1) == q.argmax(-1),
+    )
+    return Compared(len(ids), *(f.double().unflatten(0, (len(ids), -1)).sum(0) for f in figures))
+
+
+def buckets(positions: int) -> dict[str, slice]:
+    """Positions by how many tokens stand in front of the predicted one: 1, 2-3, 4-7, ... Position i has i + 1."""
+    found, first = {}, 1
+    while first <= positions:
+        last = min(2 * first - 1, positions)
+        found[str(first) if first == last else f"{first}-{last}"] = slice(first - 1, last)
+        first *= 2
+    return found
+
+
+def _nothing(text: Tensor) -> Compared:
+    zero = torch.zeros(text.shape[1] - 1, dtype=torch.float64, device=text.device)
+    return Compared(0, zero, zero, zero, zero)
+
+
+def _add(one: Compared, other: Compared) -> Compared:
+    return Compared(one.rows + other.rows, *(a + b for a, b in zip(one[1:], other[1:], strict=True)))
 
 
 @torch.no_grad()

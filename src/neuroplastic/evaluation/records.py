@@ -1,8 +1,16 @@
-"""What a suite asks: one fact to be taught, other wordings of it, and what should stay."""
+"""What a suite asks: one fact to be taught, other wordings of it, and what should stay. Where records come from."""
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import NPTError
+from ..files import read_text
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,10 @@ class Record:
     """prompts and their true answers"""
     subject: str | None = None
     """as the data marks it; our own methods are not told it"""
+    portability: tuple[tuple[str, str], ...] = ()
+    """questions whose answers follow from the new fact, and these answers"""
+    openings: tuple[str, ...] = ()
+    """beginnings of texts about the subject, to be continued freely"""
 
     @property
     def statement(self) -> str:
@@ -32,4 +44,97 @@ class Record:
             prompt=told + self.prompt,
             paraphrases=tuple(told + p for p in self.paraphrases),
             neighbours=tuple((told + p, answer) for p, answer in self.neighbours),
+            portability=tuple((told + p, answer) for p, answer in self.portability),
+            openings=tuple(told + p for p in self.openings),
         )
+
+    def check(self) -> None:
+        """Raises ValueError where a prompt or an answer is missing, empty or no text."""
+        pairs = (*self.neighbours, *self.portability)
+        texts = [self.prompt, self.new, self.true, *self.paraphrases, *self.openings, *(t for p in pairs for t in p)]
+        if not (self.paraphrases and self.neighbours and all(isinstance(t, str) and t.strip() for t in texts)):
+            raise ValueError("a prompt or an answer is missing, empty or no text")
+        if not isinstance(self.subject, str | None):
+            raise ValueError("the subject is no text")
+
+
+def one_hop(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The question in a record's `portability`, with its answer; none where it has no such entry."""
+    given = item.get("portability")
+    return () if given is None else ((given["New Question"], given["New Answer"].strip()),)
+
+
+def read_records(
+    source: str | Path, parse: Callable[[dict[str, Any], str], Record]
+) -> tuple[list[Record], dict[str, str]]:
+    """The records of `source`, and, by id, what is wrong with those that are malformed.
+
+    `source` is a JSON file with a list; else a folder or a Hugging Face id that the `datasets` library reads, with
+    `:SPLIT` behind it where there are several. `parse` makes a record of an entry and of the id it has if it names
+    none. Raises NPTError where the source cannot be read.
+    """
+    records: list[Record] = []
+    malformed, known = {}, set()
+    for number, item in enumerate(_entries(source)):
+        name = str(number)
+        try:
+            if not isinstance(item, dict):
+                raise TypeError("not an object")
+            name = str(item.get("case_id", number))
+            if name in known:
+                name = f"{name} (entry {number})"
+                raise ValueError("its id is that of an earlier one")
+            record = parse(item, name)
+            record.check()
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+            malformed[name] = f"no {e}" if isinstance(e, KeyError) else str(e)
+        else:
+            known.add(name)
+            records.append(record)
+    return records, malformed
+
+
+def _entries(source: str | Path) -> list[Any]:
+    path = Path(source)
+    if path.is_file():
+        try:
+            data = json.loads(read_text(path))
+        except ValueError as e:
+            raise NPTError(f"cannot read {str(path)!r}: {e}") from None
+        if not isinstance(data, list):
+            raise NPTError(f"{path} is not a list of records")
+        return data
+    if path.suffix in (".json", ".jsonl"):
+        raise NPTError(f"there is no file {str(path)!r}")
+    return _dataset(str(source))
+
+
+def _dataset(source: str) -> list[Any]:
+    """The entries of a dataset that the `datasets` library reads, as plain dictionaries."""
+    name, _, split = source.partition(":")
+    try:
+        import datasets
+    except ImportError:
+        raise NPTError(
+            f"there is no file {source!r}; to read it as a Hugging Face dataset, pip install 'neuroplastic[eval]'"
+        ) from None
+    try:
+        found = datasets.load_dataset(name)
+    except Exception as e:  # the library raises whatever its back ends raise
+        raise NPTError(f"{source!r} is no file, and cannot be loaded as a dataset: {e}") from None
+    if not split and len(found) > 1:
+        raise NPTError(f"{name!r} has several splits; name one: {', '.join(f'{name}:{s}' for s in found)}")
+    if split and split not in found:
+        raise NPTError(f"{name!r} has no split {split!r}; it has {', '.join(found)}")
+    return list(found[split or next(iter(found))])
+
+
+def choose(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
+    """The first `limit` records of a seeded shuffle. Raises NPTError where there is none."""
+    if limit is not None and limit < 1:
+        raise NPTError(f"limit must be at least 1, not {limit}")
+    shuffled = list(records)
+    random.Random(seed).shuffle(shuffled)
+    if not shuffled:
+        raise NPTError("there is no record that can be used")
+    return shuffled[:limit]

@@ -1,0 +1,139 @@
+"""Plots for reports, drawn by matplotlib as SVG that stands in an HTML page and follows its colours."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NPTError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"
+"""Drawn in this colour, replaced by that of the page's text: light or dark."""
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def need_matplotlib() -> None:
+    """Raises NPTError where it is not installed; called before anything is measured."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise NPTError("a report has plots, which matplotlib draws: pip install 'neuroplastic[report]'") from None
+
+
+def quality_against_seconds(
+    quality: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]], name: str, ceiling: float | None
+) -> str:
+    """One point per method with its interval; a line for what takes no time; the ceiling dotted."""
+    figure, axes = _figure(7, 4)
+    for i, (method, (mean, low, high)) in enumerate(quality.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        if method in seconds:
+            x, left, right = seconds[method]
+            spread = [[mean - low], [high - mean]], [[x - left], [right - x]]
+            axes.errorbar(x, mean, *spread, fmt=MARKS[i % len(MARKS)], color=colour, capsize=3, label=method)
+        else:
+            axes.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.axhline(mean, color=colour, linestyle="--", label=f"{method} (no edit)")
+    if ceiling is not None:
+        axes.axhline(ceiling, color=INK, linestyle=":", label="ceiling")
+    if seconds:
+        axes.set_xscale("log")
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("seconds per edit")
+    axes.set_ylabel(name)
+    return _svg(figure, "quality")
+
+
+def retention(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Each figure of `names`, and the rise of perplexity, over the number of edits in place; a line per method."""
+    figure, *axes = _figure(3.2 * (len(names) + 1), 3.4, len(names) + 1)
+    for i, method in enumerate(dict.fromkeys(s["method"] for s in steps)):
+        own = [s for s in steps if s["method"] == method]
+        edits, style = [s["edits"] for s in own], {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
+        for name, ax in zip(names, axes, strict=False):
+            mean, low, high = zip(*(s["figures"][name] for s in own), strict=True)
+            ax.fill_between(edits, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            ax.plot(edits, mean, label=method, markersize=4, **style)
+        axes[-1].plot(edits, [100 * s["perplexity"] for s in own], label=method, markersize=4, **style)
+    for name, ax in zip((*names, "rise of perplexity, %"), axes, strict=True):
+        ax.set_xscale("log")
+        ax.set_xlabel("edits in place")
+        ax.set_title(name, fontsize=10, color=INK)
+    for ax in axes[:-1]:
+        ax.set_ylim(0, 1.03)
+    return _svg(figure, "retention", legend=axes[0])
+
+
+def heat_map(norms: Sequence[Sequence[float]], layers: Sequence[int], tokens: Sequence[str], label: str) -> str:
+    """A row per layer, a column per token, on a logarithmic scale of colours."""
+    from matplotlib.colors import LogNorm
+
+    figure, axes = _figure(max(5.0, 0.42 * len(tokens) + 2), max(2.4, 0.17 * len(layers) + 1.4))
+    positive = [v for row in norms for v in row if v > 0]
+    scale = LogNorm(min(positive), max(positive) * 1.001) if positive else None
+    drawn = axes.imshow(norms, aspect="auto", norm=scale, cmap="viridis", origin="lower", interpolation="nearest")
+    axes.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right", parse_math=False)
+    every = max(1, len(layers) // 12)
+    axes.set_yticks(range(0, len(layers), every), [str(i) for i in layers[::every]])
+    axes.set_ylabel("layer")
+    axes.grid(False)
+    bar = figure.colorbar(drawn, ax=axes, label=label)
+    bar.ax.yaxis.label.set_color(INK)
+    bar.ax.tick_params(which="both", colors=INK)
+    return _svg(figure, "heat", legend=None)
+
+
+def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, name: str) -> str:
+    """A line per entry of `series` over the places `at`, on a logarithmic scale where every value allows it."""
+    figure, axes = _figure(7, 3.4)
+    for i, (title, values) in enumerate(series.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
+        axes.plot(range(len(at)), values, label=title, markersize=4, **style)
+    every = max(1, len(at) // 12)
+    axes.set_xticks(range(0, len(at), every), at[::every])
+    if all(v > 0 for values in series.values() for v in values):
+        axes.set_yscale("log")
+    axes.set_xlabel(label)
+    axes.set_ylabel(name)
+    return _svg(figure, f"lines {label} {name}", legend=axes if len(series) > 1 else None)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> Any:
+    """A figure and its axes, transparent, all lines and words in INK."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for ax in axes:
+        ax.patch.set_alpha(0)
+        ax.grid(color="#888888", alpha=0.25, linewidth=0.6)
+        ax.tick_params(which="both", colors=INK, labelsize=9)
+        ax.xaxis.label.set_color(INK)
+        ax.yaxis.label.set_color(INK)
+        for side, spine in ax.spines.items():
+            spine.set_color(INK)
+            spine.set_visible(side in ("left", "bottom"))
+    return figure, *axes
+
+
+def _svg(figure: Figure, salt: str, legend: Axes | str | None = "all") -> str:
+    """The <svg> element; `salt` keeps its ids apart from those of other plots in the same page."""
+    import matplotlib
+
+    for ax in figure.axes if legend == "all" else [legend] if legend is not None else []:
+        ax.legend(frameon=False, labelcolor=INK, fontsize=9)  # type: ignore[union-attr]
+    out = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser has its own fonts
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    drawn = out.getvalue()
+    return drawn[drawn.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,98 @@
+"""The edit suite, edits in a row: each kept while the next is made, and all of them asked again at checkpoints."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..console import Progress
+from ..errors import NPTError
+from .contenders import Contender
+from .examination import Examination
+from .kept import Kept
+from .ordinary import OrdinaryText
+from .records import Record
+from .suites import Suite
+from .summary import Interval, mean_interval, summary
+
+CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)
+"""After so many edits, those made so far are asked again; and at the end."""
+MOST_ASKED = 200
+"""Where more are in place, a seeded sample of so many is asked, because each costs about a second."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One checkpoint of one contender."""
+
+    method: str
+    edits: int
+    asked: int
+    """how many of them were asked"""
+    figures: dict[str, Interval]
+    """over the records asked; `seconds` is over all edits made so far"""
+    perplexity: float
+    """relative rise on ordinary text since the first edit"""
+    kl: float
+    """nats per token on ordinary text"""
+
+
+def samples(records: Sequence[Record], seed: int) -> dict[int, list[Record]]:
+    """By checkpoint, which of the records taught until then are asked."""
+    found = {}
+    for n in sorted({*(c for c in CHECKPOINTS if c < len(records)), len(records)}):
+        taught = list(records[:n])
+        found[n] = taught if n <= MOST_ASKED else random.Random(f"{seed} {n}").sample(taught, MOST_ASKED)
+    return found
+
+
+def in_a_row(
+    examination: Examination,
+    records: Sequence[Record],
+    method: str,
+    teach: Contender,
+    kept: Kept[Step] | None = None,
+    progress: Progress | None = None,
+) -> list[Step]:
+    """The records taught one upon another, and what is left of them at the checkpoints.
+
+    Steps that are `kept` are not asked again, and new ones are kept; edits are made again up to the last step that is
+    missing. Raises NPTError for a contender that changes no weights.
+    """
+    steps = {s.edits: s for s in (kept.done if kept is not None else ()) if s.method == method}
+    asked = samples(records, examination.seed)
+    missing = [n for n in asked if n not in steps]
+    if missing:
+        examination.remember([r for n in missing for r in asked[n]])
+        ordinary = OrdinaryText(examination.editor)
+        seconds: list[float] = []
+    with ExitStack() as stack:
+        for number, record in enumerate(records[: max(missing, default=0)], 1):
+            taught = stack.enter_context(teach(examination.editor, record))
+            if not taught.weights:
+                raise NPTError(f"{method!r} makes no edits to keep")
+            seconds.append(taught.seconds)
+            if number in missing:
+                rows = [examination.ask(r, taught.told) for r in asked[number]]
+                figures = summary(rows, examination.suite.parts_of_s, examination.seed)
+                figures |= {"seconds": mean_interval(seconds, examination.seed)}
+                steps[number] = Step(method, number, len(rows), figures, *ordinary.drift())
+                if kept is not None:
+                    kept.keep(steps[number])
+            if progress is not None:
+                progress(number, len(records))
+    return [steps[n] for n in sorted(steps)]
+
+
+def summarise_steps(steps: Sequence[Step], records: Sequence[Record], suite: Suite, seed: int = 0) -> dict[str, Any]:
+    """As `summarise` does for single edits."""
+    return {
+        "suite": suite.name,
+        "parts_of_s": suite.parts_of_s,
+        "seed": seed,
+        "records": [r.id for r in records],
+        "steps": [asdict(s) for s in steps],
+    }

@@ -1,0 +1,54 @@
+"""From figures of single records to means with intervals: percentiles of a seeded bootstrap over records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Interval = tuple[float, float, float]
+"""mean, and the ends of its 95 % interval"""
+DRAWS = 2000
+
+
+def harmonic(*shares: float) -> float:
+    """The harmonic mean; 0 where one of them is 0."""
+    return len(shares) / sum(1 / s for s in shares) if min(shares) > 0 else 0.0
+
+
+def summary(rows: Sequence[Mapping[str, float]], parts_of_s: Sequence[str], seed: int = 0) -> dict[str, Interval]:
+    """Mean and interval of S, the harmonic mean of the means of `parts_of_s`, and of every figure in `rows`, which has
+    one mapping per record. A figure that some records lack is averaged over the others."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = torch.tensor([[row.get(n, torch.nan) for n in names] for row in rows], dtype=torch.float64)
+    drawn = bootstrap(table, seed)
+    parts = [names.index(p) for p in parts_of_s]
+    found = {"S": _interval(_harmonic(drawn[:, parts]))}
+    return found | {n: _interval(column) for n, column in zip(names, drawn.T, strict=True)}
+
+
+def bootstrap(table: Tensor, seed: int = 0, draws: int = DRAWS) -> Tensor:
+    """Column means of a table (N, k), then those of `draws` tables of N rows drawn from it with replacement:
+    (1 + draws, k). Entries that are NaN are left out."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(table), (draws, len(table)), generator=rng)
+    # one column at a time: the drawn tables of a long run would not fit into memory at once
+    means = torch.stack([column[chosen].nanmean(1) for column in table.T], 1)
+    return torch.cat([table.nanmean(0)[None], means])
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """Of one figure."""
+    return _interval(bootstrap(torch.tensor(values, dtype=torch.float64)[:, None], seed)[:, 0])
+
+
+def _interval(means: Tensor) -> Interval:
+    """The first one, and the percentiles of the others."""
+    low, high = torch.nanquantile(means[1:], torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return means[0].item(), low, high
+
+
+def _harmonic(shares: Tensor) -> Tensor:
+    """(N, k) -> (N,)"""
+    return torch.where((shares > 0).all(1), shares.shape[1] / shares.reciprocal().sum(1), 0.0)

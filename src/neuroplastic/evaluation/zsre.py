@@ -1,0 +1,86 @@
+"""zsRE as EasyEdit measures it (Levy et al. 1706.04115; Mitchell et al. 2110.11309; Wang et al. 2308.07269): questions.
+
+All figures are shares of tokens, under teacher forcing, averaged over a record's prompts:
+
+    edit         tokens of the new answer that are the likeliest where they stand, behind the question
+    paraphrase   the same behind the rephrased question
+    locality     tokens that are the likeliest along the answer of an unrelated question, and are the same ones in the
+                 unedited model, be they right or wrong
+    locality_told  the same, the unrelated question asked right behind the edit's own statement; compared with what the
+                 unedited model says without it
+    portability  tokens of the answer to a one-hop question that are the likeliest
+    S            harmonic mean of edit, paraphrase and locality
+
+Questions are taken as the data has them, which puts "nq question: " in front of the unrelated ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .asking import ask
+from .records import Record, one_hop
+from .suites import Reference, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def parse(item: dict[str, Any], name: str) -> Record:
+    """A record with `src`, `alt` (the new answer), `answers`, `rephrase`, `loc`, `loc_ans`, and maybe more."""
+    return Record(
+        name,
+        item["src"],
+        item["alt"].strip(),
+        item["answers"][0].strip(),
+        (item["rephrase"],),
+        ((item["loc"], item["loc_ans"].strip()),),
+        item.get("subject"),
+        one_hop(item),
+    )
+
+
+def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
+    """The likeliest tokens along the answers of the unrelated questions, by the model as it is."""
+    return ask(model, tokenizer, record.neighbours).likeliest
+
+
+def score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, told: str, reference: Reference
+) -> dict[str, float]:
+    """How the model, in the mode and with the edits that it has, answers one record's questions behind `told`."""
+    behind = record.behind(told)
+    distracted = record.behind(f"{told}{record.statement} ")
+    asked = [(p, record.new) for p in (behind.prompt, *behind.paraphrases)]
+    pairs = [*asked, *behind.portability, *behind.neighbours, *distracted.neighbours]
+    answers, n = ask(model, tokenizer, pairs), len(record.neighbours)
+    found = {
+        "edit": answers.accuracy[0].item(),
+        "paraphrase": answers.accuracy[1 : len(asked)].mean().item(),
+        "locality": unchanged(answers.likeliest[-2 * n : -n], reference),
+        "locality_told": unchanged(answers.likeliest[-n:], reference),
+    }
+    if record.portability:
+        found["portability"] = answers.accuracy[len(asked) : len(asked) + len(record.portability)].mean().item()
+    return found
+
+
+def unchanged(said: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
+    """Share of equal tokens in each pair of answers, averaged over pairs."""
+    shares = [
+        sum(s == r for s, r in zip(one, other, strict=True)) / len(one)
+        for one, other in zip(said, reference, strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+ZSRE = Suite(
+    name="zsre",
+    parse=parse,
+    score=score,
+    reference=reference,
+    parts_of_s=("edit", "paraphrase", "locality"),
+    shown=("locality_told", "portability"),
+)
