@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor
 
 
 @contextmanager
-def put_back(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+def put_back(weights: Iterable[Tensor]) -> Iterator[None]:
     """Behind it, each parameter holds the very tensor that it held before: nothing is computed, so nothing is rounded.
 
     Inside, a parameter's `data` is replaced, never written into. May be entered while others are, and is left first.
