@@ -19,15 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
-from neuroplastic.evaluation.suites import suite_named
-
 import neuroplastic as npt
 from neuroplastic.console import progress
 from neuroplastic.evaluation.contenders import Contender
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
+from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.kept import Kept
 from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.suites import suite_named
 
 from .data import records_file
 from .ft_l import Settings as FtL

@@ -17,10 +17,10 @@ from families import tiny
 from neuroplastic.editing.injector import Injector, InjectorConfig
 from neuroplastic.editing.learned import INJECTOR_FILE
 from neuroplastic.surgery import mode
-from neuroplastic.training.injection import Injection, InjectionSettings
-from neuroplastic.training.lessons import Lessons, Variety, read_topics
+from neuroplastic.training.injection import Injection
+from neuroplastic.training.lessons import Lessons, read_topics
 from neuroplastic.training.loop import read_log, run
-from neuroplastic.training.settings import LoopSettings
+from neuroplastic.training.settings import InjectionSettings, LoopSettings, Variety
 from neuroplastic.training.train_injector import train_injector
 
 PLAIN = Variety(0, 0, 0, 0)

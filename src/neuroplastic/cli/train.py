@@ -9,10 +9,12 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from ..errors import NPTError
-from ..training.settings import LoopSettings
+from ..training.settings import InjectionSettings, LoopSettings, Variety
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
 Loop = tyro.conf.OmitArgPrefixes[LoopSettings]
+Learning = tyro.conf.OmitArgPrefixes[InjectionSettings]
+Lessons = tyro.conf.OmitArgPrefixes[Variety]
 
 
 @app.command
@@ -24,11 +26,12 @@ def train_injector(
     text: Path | None = None,
     held_out: int = 100,
     start: Path | None = None,
-    batch_size: int = 16,
     width: int = 256,
     max_length: int = 64,
     resume: bool = False,
     loop: Loop = LoopSettings(),  # noqa: B008
+    learning: Learning = InjectionSettings(),  # noqa: B008
+    variety: Lessons = Variety(),  # noqa: B008
     json: Json = False,
 ) -> int:
     """Train an injector for the workspace's model: then one forward pass turns a statement into an edit.
@@ -45,14 +48,14 @@ def train_injector(
         text: File of ordinary text that should stay as it is, beside what the model writes itself.
         held_out: Facts that are not trained on but measured.
         start: Injector file to go on from.
-        batch_size: Facts per batch.
         width: Width of the network (a new one).
         max_length: Longest statement, in tokens (of a new one).
         resume: Go on with the training that the workspace holds.
         loop: How long and how fast.
+        learning: On what.
+        variety: How its lessons are drawn.
     """
     from ..folder import read_settings
-    from ..training.injection import InjectionSettings
     from ..training.train_injector import train_injector as train
 
     read_settings(workspace)
@@ -68,7 +71,8 @@ def train_injector(
         held_out=held_out,
         start=start,
         loop=loop,
-        injection=InjectionSettings(batch_size=batch_size),
+        injection=learning,
+        variety=variety,
         width=width,
         max_length=max_length,
         resume=resume,

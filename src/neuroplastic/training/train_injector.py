@@ -17,10 +17,10 @@ from ..editing.learned import INJECTOR_FILE
 from ..errors import NPTError
 from ..files import file_hash
 from ..text import encode, read_texts
-from .injection import Injection, InjectionSettings
-from .lessons import Lessons, Topic, Variety, read_topics, sentences_of
+from .injection import Injection
+from .lessons import Lessons, Topic, read_topics, sentences_of
 from .loop import read_log, run
-from .settings import LoopSettings
+from .settings import InjectionSettings, LoopSettings, Variety
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
