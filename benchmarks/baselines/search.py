@@ -4,8 +4,8 @@ make search-edits METHOD=ft_l|lora|rome|memit
     or, in benchmarks/: python -m baselines.search METHOD [--data FILE] [--records 8] [--report DIR] [--json]
 
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
-what is reported. One axis of GRIDS after another, the best S kept; settings that are no axis are the paper's. What was
-chosen stands in the method's `Settings`. With --report, a run that was cut off goes on from there.
+what is reported. One axis of SEARCHED after another, the best S kept, of equals the first; settings that are no axis are
+the paper's. What was chosen stands in the method's `Settings`. With --report, a run that was cut off goes on from there.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
-from neuroplastic.evaluation.suites import suite_named
-
 import neuroplastic as npt
 from neuroplastic.console import progress
 from neuroplastic.evaluation.contenders import Contender
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
+from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.kept import Kept
 from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.suites import suite_named
 
 from .data import records_file
 from .ft_l import Settings as FtL
@@ -54,18 +53,18 @@ SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, Grid]] = {
         Lora(where="qv", rate=1e-3, steps=10),
         {"rate": (1e-3, 3e-4, 1e-4), "where": ("qv", "all"), "steps": (10, 20)},
     ),
-    "rome": (rome, Rome(layer="4"), {"layer": ("2", "4", "6")}),
+    "rome": (rome, Rome(layer="4"), {"layer": ("2", "4", "6"), "search.steps": (10, 20)}),
     "memit": (
         memit,
         Memit(layers="3-7", strength=15000.0),
-        {"strength": (15000.0, 1500.0, 150.0), "layers": ("3-7", "2-4"), "search.clamp": (4.0, 0.75)},
+        {"strength": (15000.0, 1500.0), "layers": ("3-7", "2-4")},
     ),
 }
 """Per method: the contender, where the search begins, and its axes in their order."""
 
 
 def value(settings: Any, axis: str) -> Any:
-    """A field, or one of a field's own fields: `search.clamp`."""
+    """A field, or one of a field's own fields: `search.steps`."""
     first, _, rest = axis.partition(".")
     return value(getattr(settings, first), rest) if rest else getattr(settings, first)
 
