@@ -128,29 +128,28 @@ def test_a_method_that_a_workspace_cannot_do_is_named(
     assert set(edits.chosen(workspace.editor, RECORDS[0], "rome, token")[0]) == {"rome", "token"}
 
 
-def test_the_search_goes_axis_by_axis_and_takes_the_best(workspace: npt.Workspace, tmp_path: Path) -> None:
+def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspace, tmp_path: Path) -> None:
     suite = suite_named("counterfact")
     kept = Kept(tmp_path / "s", {}, Row)
-    grid = {"layer": ("0",), "search.steps": (1, 4), "search.rate": (0.5, 1e-6)}
+    grids = ({"layer": ("0",)}, {"search.steps": (1, 4), "search.rate": (0.5, 1e-6)})
     start = RomeSettings(layer="1", search=QUICK)
-    found = search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grid, kept)
+    found = search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grids, kept)
     chosen, table = found
-    assert [search.value(chosen, axis) for axis in grid] in [["0", s, r] for s in (1, 4) for r in (0.5, 1e-6)]
-    best = ", ".join(f"{axis} {search.value(chosen, axis)}" for axis in grid)
-    assert table[best]["figures"]["S"][0] == max(own["figures"]["S"][0] for own in table.values())
+    assert len(table) == 1 * 1 + 2 * 2
+    assert chosen.layer == "0"
     assert chosen.search.prefixes == QUICK.prefixes
+    best = search.described(chosen, ("layer", "search.steps", "search.rate"))
+    assert table[best]["figures"]["S"][0] == max(own["figures"]["S"][0] for own in table.values())
     assert len(kept.file.read_text().splitlines()) == 1 + 3 * len(table)
     again = Kept(tmp_path / "s", {}, Row)
-    assert search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grid, again) == found
+    assert search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grids, again) == found
 
 
 def test_axes_reach_into_settings() -> None:
-    settings = search.changed(Settings(), "search.clamp", 0.5)
-    assert search.value(settings, "search.clamp") == 0.5
-    assert search.changed(settings, "layers", "1").search == settings.search
-    for _, start, grid in search.SEARCHED.values():
-        for axis, values in grid.items():
-            assert search.value(start, axis) in values
+    settings = search.changed(Settings(), {"search.clamp": 0.5, "layers": "1"})
+    assert (settings.search.clamp, settings.layers) == (0.5, "1")
+    assert settings.search.steps == Settings().search.steps
+    assert search.described(settings, ["layers", "search.clamp"]) == "layers 1, search.clamp 0.5"
 
 
 def test_the_search_needs_records_that_are_not_reported(
