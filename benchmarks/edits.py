@@ -65,6 +65,8 @@ def main() -> None:
     if options.report is not None:
         need_matplotlib()
     everything, malformed = read_records(data, suite.parse)
+    for name, why in malformed.items():
+        note(f"record {name} is left out: {why}")
     records = choose(everything, options.limit if options.together is None else options.together, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         if options.workspace is None:
