@@ -65,6 +65,8 @@ def main() -> None:
     if options.report is not None:
         need_matplotlib()
     everything, malformed = read_records(data, suite.parse)
+    for name, why in malformed.items():
+        note(f"record {name} is left out: {why}")
     records = choose(everything, options.limit if options.together is None else options.together, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         if options.workspace is None:
@@ -187,7 +189,7 @@ def show(found: dict[str, Any]) -> None:
     table = Table("method", *kept, *parts, "S", "of ceiling", "s per edit", "perplexity", "KL", "context tokens")
     for name, edits, figures in entries(found):
         cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*figures[n]) for n in (*parts, "S")]
-        cells.append("" if ceiling is None else f"{figures['S'][0] / ceiling:.2f}")
+        cells.append("" if not ceiling else f"{figures['S'][0] / ceiling:.2f}")
         for n, form in (("seconds", "{:.2f}"), ("perplexity", "{:+.2%}"), ("kl", "{:.4f}")):
             cells.append(form.format(figures[n][0]) if n in figures else "")
         table.add_row(name, *(str(edits) for _ in kept), *cells, f"{costs[name]:.1f}" if name in costs else "")

@@ -4,17 +4,19 @@ make search-edits METHOD=ft_l|lora|rome|memit
     or, in benchmarks/: python -m baselines.search METHOD [--data FILE] [--records 8] [--report DIR] [--json]
 
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
-what is reported. One axis of GRIDS after another, the best S kept; settings that are no axis are the paper's. What was
-chosen stands in the method's `Settings`. With --report, a run that was cut off goes on from there.
+what is reported. One grid of SEARCHED after another, the best S kept, of equals the first; what is in no grid is the
+paper's. What was chosen stands in the method's `Settings`. With --report, a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import operator
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,65 +44,69 @@ REPORTED, SEED = 100, 0
 """So many records, the first ones of the shuffle with this seed, are reported, and not touched here."""
 
 Grid = Mapping[str, tuple[Any, ...]]
-SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, Grid]] = {
+SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, tuple[Grid, ...]]] = {
     "ft_l": (
         ft_l,
         FtL(layer="4", rate=5e-4, bound=5e-4),
-        {"bound": (5e-4, 2e-3, 8e-3), "rate": (5e-4, 2e-3), "layer": ("0", "4", "12")},
+        ({"bound": (5e-4, 2e-3, 8e-3)}, {"rate": (5e-4, 2e-3)}, {"layer": ("0", "4", "12")}),
     ),
     "lora": (
         lora,
         Lora(where="qv", rate=1e-3, steps=10),
-        {"rate": (1e-3, 3e-4, 1e-4), "where": ("qv", "all"), "steps": (10, 20)},
+        ({"rate": (1e-3, 3e-4, 1e-4), "where": ("qv", "all")}, {"steps": (10, 20)}),
     ),
-    "rome": (rome, Rome(layer="4"), {"layer": ("2", "4", "6")}),
+    "rome": (rome, Rome(layer="4"), ({"layer": ("2", "4", "6")}, {"search.steps": (10, 20)})),
     "memit": (
         memit,
         Memit(layers="3-7", strength=15000.0),
-        {"strength": (15000.0, 1500.0, 150.0), "layers": ("3-7", "2-4"), "search.clamp": (4.0, 0.75)},
+        ({"strength": (15000.0, 1500.0)}, {"layers": ("3-7", "2-4")}),
     ),
 }
-"""Per method: the contender, where the search begins, and its axes in their order."""
-
-
-def value(settings: Any, axis: str) -> Any:
-    """A field, or one of a field's own fields: `search.clamp`."""
-    first, _, rest = axis.partition(".")
-    return value(getattr(settings, first), rest) if rest else getattr(settings, first)
-
-
-def changed(settings: Any, axis: str, to: Any) -> Any:
-    """The settings with another value on an axis."""
-    first, _, rest = axis.partition(".")
-    return replace(settings, **{first: changed(getattr(settings, first), rest, to) if rest else to})
+"""Per method: the contender, where the search begins, and the grids that are tried one after another."""
 
 
 def search(
     examination: Examination,
-    records: list[Record],
+    records: Sequence[Record],
     make: Callable[[Any], Contender],
     start: Any,
-    grid: Grid,
+    grids: Sequence[Grid],
     kept: Kept[Row] | None = None,
 ) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The chosen settings, and every tried one's figures by its description."""
+    axes = [axis for grid in grids for axis in grid]
     rows: dict[str, list[Row]] = {}
 
-    def described(settings: Any) -> str:
-        return ", ".join(f"{axis} {value(settings, axis)}" for axis in grid)
-
     def tried(settings: Any) -> float:
-        name = described(settings)
+        name = described(settings, axes)
         if name not in rows:
             with progress(name) as step:
                 rows[name] = evaluate(examination, records, {name: make(settings)}, kept, step)
         found: float = summarise(rows[name], examination.suite)["methods"][name]["figures"]["S"][0]
         return found
 
-    for axis, values in grid.items():
-        start = max((changed(start, axis, to) for to in values), key=tried)
+    for grid in grids:
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        start = max((changed(start, point) for point in points), key=tried)
     every = [row for own in rows.values() for row in own]
     return start, summarise(every, examination.suite)["methods"]
+
+
+def value(settings: Any, axis: str) -> Any:
+    """A field, or one of a field's own fields: `search.steps`."""
+    return operator.attrgetter(axis)(settings)
+
+
+def changed(settings: Any, point: Mapping[str, Any]) -> Any:
+    """The settings with other values on some axes."""
+    for axis, to in point.items():
+        first, _, rest = axis.partition(".")
+        settings = replace(settings, **{first: changed(getattr(settings, first), {rest: to}) if rest else to})
+    return settings
+
+
+def described(settings: Any, axes: Iterable[str]) -> str:
+    return ", ".join(f"{axis} {value(settings, axis)}" for axis in axes)
 
 
 def main() -> None:
@@ -117,21 +123,22 @@ def main() -> None:
     records = choose(everything, None, SEED)[REPORTED:][: options.records]
     if options.records < 1 or not records:
         raise npt.NPTError(f"{data} has {len(everything)} records; the search needs some beside the first {REPORTED}")
-    make, start, grid = SEARCHED[options.method]
+    make, start, grids = SEARCHED[options.method]
+    axes = [axis for grid in grids for axis in grid]
     with tempfile.TemporaryDirectory() as folder:
         editor = npt.Workspace.create(Path(folder) / "w", "smollm2-135m").editor
         settings = {"method": options.method, "data": data.name, "records": [r.id for r in records]}
         kept = None if options.report is None else Kept(options.report, {**settings, "base": editor.sha256}, Row)
-        chosen, table = search(Examination(editor, suite), records, make, start, grid, kept)
+        chosen, table = search(Examination(editor, suite), records, make, start, grids, kept)
     if options.json:
-        print(json.dumps({**settings, "chosen": {a: value(chosen, a) for a in grid}, "tried": table}))
+        print(json.dumps({**settings, "chosen": {a: value(chosen, a) for a in axes}, "tried": table}))
         return
     print(f"{'ES':>5} {'PS':>5} {'NS':>5} {'S':>5} {'seconds':>8} {'drift':>7}  settings ({len(records)} records)")
     for name, own in table.items():
         S, *parts = (own["figures"][n][0] for n in ("S", *suite.parts_of_s))
         seconds, drift = (own["figures"][n][0] for n in ("seconds", "perplexity"))
         print(" ".join(f"{p:5.2f}" for p in parts), f"{S:5.3f} {seconds:8.2f} {drift:+7.2%}  {name}")
-    print("chosen:", ", ".join(f"{axis} {value(chosen, axis)}" for axis in grid))
+    print("chosen:", described(chosen, axes))
 
 
 if __name__ == "__main__":
