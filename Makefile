@@ -1,10 +1,14 @@
 # make demo   the main job, on a real model          make test   the tests
 # make quick  the tests that need no real model      make lint   ruff and mypy
 # make test-llamacpp   an exported adapter in real llama.cpp
+# make bench-edits     our edits beside the statement in the prompt, fine-tuning, LoRA, ROME and MEMIT; NPT_DATA=FOLDER
+# make search-edits METHOD=rome   the search for a baseline's settings
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-llamacpp quick lint format clean
+BENCH ?=
+
+.PHONY: setup demo test test-llamacpp bench-edits search-edits quick lint format clean
 
 setup: .venv/.installed
 
@@ -26,6 +30,12 @@ test-llamacpp: setup
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" \
 		$(BIN)/python -m pip install --quiet llama-cpp-python
 	$(BIN)/python -m pytest -s tests/llamacpp
+
+bench-edits: setup
+	$(BIN)/python benchmarks/edits.py $(BENCH)
+
+search-edits: setup
+	cd benchmarks && ../$(BIN)/python -m baselines.search $(METHOD) $(BENCH)
 
 quick: setup
 	$(BIN)/python -m pytest -m "not real and not slow"

@@ -27,12 +27,9 @@ FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi orig
 
 
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
-    """One that was never trained, but asks for something: its values are those of a random network."""
+    """One that was never trained: its values are those of a random network."""
     torch.manual_seed(seed)
-    injector = Injector(InjectorConfig.fitting(model, tokens(), width=16, heads=2, hidden=8, max_length=40)).eval()
-    for head in injector.values:
-        torch.nn.init.normal_(head.weight, std=0.05)  # type: ignore[arg-type]
-    return injector
+    return Injector(InjectorConfig.fitting(model, tokens(), width=16, heads=2, hidden=8, max_length=40)).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,8 +10,9 @@ import pytest
 
 import neuroplastic as npt
 from conftest import make_tokenizer
-from neuroplastic.training.lessons import Lessons, Variety, read_topics, sentences_of
+from neuroplastic.training.lessons import Lessons, read_topics, sentences_of
 from neuroplastic.training.questions import questions_for
+from neuroplastic.training.settings import Variety
 
 FLAT = {
     "prompt": "The mother tongue of Ann Lee is", "target_new": "Dutch", "ground_truth": "French", "subject": "Ann Lee",

@@ -21,6 +21,7 @@ from . import model  # noqa: F401
 from . import learn  # noqa: F401
 from . import ledger  # noqa: F401
 from . import exchange  # noqa: F401
+from . import train  # noqa: F401
 from . import evaluate  # noqa: F401
 # isort: on
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tyro.extras import SubcommandApp
 
 from ..config import Mode
-from ..console import note, progress
+from ..console import note
 from ..errors import NPTError
 from ..evaluation.suites import SuiteName
 from . import printing
@@ -53,47 +53,19 @@ def edits(
         report: Folder for report.html, summary.json, summary.csv and rows.jsonl. A run that was cut off goes on from
             there.
     """
-    from ..evaluation import report as reports
     from ..evaluation.contenders import contender
-    from ..evaluation.edits import Row, evaluate, summarise
-    from ..evaluation.examination import Examination
-    from ..evaluation.kept import Kept
-    from ..evaluation.plots import need_matplotlib
     from ..evaluation.records import choose, read_records
-    from ..evaluation.sequential import Step, in_a_row, summarise_steps
+    from ..evaluation.run import run_suite
     from ..evaluation.suites import suite_named
 
-    methods = [m.strip() for m in method.split(",") if m.strip()]
-    contenders = {m: contender(m) for m in methods}
-    if report is not None:
-        need_matplotlib()
+    contenders = {m: contender(m) for m in (m.strip() for m in method.split(",")) if m}
     chosen = suite_named(suite)
     records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)
-    ws = open_workspace(workspace)
-    settings = {"suite": suite, "base": ws.base.sha256, "data": Path(data).name, "methods": methods, "seed": seed}
-    settings |= {"generate": generate, "sequential": sequential is not None}
-    settings |= {"records": [r.id for r in records], "edits": [e.name for e in ws.edits]}
-    examination = Examination(ws.editor, chosen, generate, seed)
-    rows: list[Row] = []
-    if sequential is not None:
-        kept_steps = None if report is None else Kept(report, settings, Step)
-        with progress("teaching one after another") as step:
-            steps = [s for m, t in contenders.items() for s in in_a_row(examination, records, m, t, kept_steps, step)]
-        found = summarise_steps(steps, records, chosen, seed)
-    else:
-        kept_rows = None if report is None else Kept(report, settings, Row)
-        with progress("evaluating edits") as step:
-            rows = evaluate(examination, records, contenders, kept_rows, step)
-        found = summarise(rows, chosen, seed)
-    found |= {"malformed": malformed, "missing": sorted(examination.missing)}
-    if report is not None:
-        more = reports.heat_section(examination, records[0].statement)
-        if rows:
-            more.append(reports.record_section(records, rows, chosen.parts_of_s))
-        reports.write_report(report, found, settings, more)
+    options = (Path(data).name, seed, sequential is not None, generate, report, malformed)
+    found = run_suite(open_workspace(workspace).editor, chosen, records, contenders, *options)
     wide = ("S", *chosen.parts_of_s)
     return show_result(json, found, lambda console, r: printing.evaluation(console, r, wide, chosen.shown))
 

@@ -197,6 +197,10 @@ class Editor:
         found = find_injector(self.sha256, self.folder)
         return None if found is None else found.to(self.model.device)
 
+    def forget_injector(self) -> None:
+        """To be called when the file has changed."""
+        self.__dict__.pop("injector", None)
+
     @cached_property
     def parts(self) -> list[LayerParts]:
         """The wiring of every layer, plastic or not."""

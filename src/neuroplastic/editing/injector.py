@@ -10,13 +10,12 @@ From these, with s_t = Mixer(W e_t + position + answer flag):
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
     k_l = sum_t alpha_t^l m_t^l                                      the layer's own key for it
     a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
-    u_l = gain * H_l(code of s, pooled over question and answer)
-    v_l = u_l / sqrt(1 + |u_l|^2 / longest_l^2)                      what the projection should add there
+    v_l = longest_l sigmoid(w'_l . c) H_l c / |H_l c|                what the projection should add there
 
-and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the layer's own representation of the fact's subject,
-found without being marked, whitened under the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section
-3.1).
-Networks that predict edits go back to MEND (Mitchell et al. 2110.11309); this one predicts values, not gradients.
+with c a code of s, pooled over question and answer, and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the
+layer's own representation of the fact's subject, found without being marked, whitened under the covariance C of
+ordinary text (ROME, Meng et al. 2202.05262, section 3.1). Networks that predict edits go back to MEND (Mitchell et al.
+2110.11309); this one predicts values, not gradients.
 """
 
 from __future__ import annotations
@@ -67,10 +66,8 @@ class InjectorConfig:
     """longest statement, in tokens, with the start token"""
     rho: float = 0.05
     """strength of the ridge that edits are solved under, alone or together"""
-    reach: float = 2.5
+    reach: float = 5.0
     """no value is longer than so many times the mean norm of what its projection gives on ordinary text"""
-    gain: float = 10.0
-    """scale of a value before it comes near its longest"""
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "hidden", "max_length")
@@ -80,8 +77,8 @@ class InjectorConfig:
             raise NPTError("an injector needs layers to edit and depths to read")
         if self.width % self.heads or self.pools % 2 or self.hidden % 2:
             raise NPTError("an injector's width must be a multiple of its heads, and its pools and hidden even")
-        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach, self.gain) > 0:
-            raise NPTError("an injector's rho, reach, gain and one norm for each of its layers must be above 0")
+        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach) > 0:
+            raise NPTError("an injector's rho, reach and one norm for each of its layers must be above 0")
 
     @classmethod
     @torch.no_grad()
@@ -178,10 +175,9 @@ class Injector(nn.Module):
         self.pool = nn.Linear(r, config.pools)
         self.hidden = nn.Linear(config.pools * r, config.hidden)
         self.values = nn.ModuleList([nn.Linear(config.hidden, config.d_model) for _ in config.layers])
-        for head in self.values:
-            assert isinstance(head, nn.Linear)
-            nn.init.normal_(head.weight, std=0.002)  # an untrained injector asks for almost nothing
-            nn.init.zeros_(head.bias)
+        self.size = nn.Linear(config.hidden, len(config.layers))
+        nn.init.zeros_(self.size.weight)
+        nn.init.constant_(self.size.bias, -1)
 
     def forward(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """alpha [n, L, T] and V [n, L, d]."""
@@ -198,9 +194,9 @@ class Injector(nn.Module):
         pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
         straight, bent = self.hidden(F.layer_norm(pooled, pooled.shape[-1:])).chunk(2, -1)
         code = torch.cat([straight, F.gelu(bent)], -1)  # an answer's token calls for its value almost linearly
-        u = torch.stack([head(code) for head in self.values], 1) * self.config.gain
-        longest = u.new_tensor(self.config.norms)[:, None] * self.config.reach
-        return alpha, u / (1 + (u.norm(dim=-1, keepdim=True) / longest) ** 2).sqrt()
+        direction = F.normalize(torch.stack([head(code) for head in self.values], 1), dim=-1)
+        longest = code.new_tensor(self.config.norms) * self.config.reach
+        return alpha, (longest * self.size(code).sigmoid())[..., None] * direction
 
     def propose(self, reading: Reading, whitening: Whitening) -> Proposal:
         """The updates that the statements ask for."""

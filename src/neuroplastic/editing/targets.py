@@ -153,6 +153,13 @@ class Reader:
         see(place, z, y), where given, is called with what a projection reads and gives at the keys: z [n, d_in],
         y [n, d_out], without the delta.
         """
+        return self.of_answers(self.predictions(deltas, see))
+
+    def predictions(
+        self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        """Log-probabilities (nats) of every token at the positions that predict answers, row after row
+        [positions, vocabulary]; arguments as of `logprobs`."""
         with self._adding(deltas, see):
             states = self.model.base_model(
                 input_ids=self.ids,
@@ -163,8 +170,11 @@ class Reader:
             )[0]
         # the vocabulary is large: only the positions that predict the answer get logits
         logits = self.model.get_output_embeddings()(states[self.row, self.column])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        found = logits.log_softmax(-1)[torch.arange(len(self.wanted), device=logits.device), self.wanted]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def of_answers(self, predictions: Tensor) -> Tensor:
+        """The mean of each row's answer, (R,), from [positions, vocabulary]."""
+        found = predictions[torch.arange(len(self.wanted), device=predictions.device), self.wanted]
         total = found.new_zeros(len(self.rows)).index_add(0, self.row, found)
         return total / torch.tensor([len(r.answer) for r in self.rows], device=found.device)
 

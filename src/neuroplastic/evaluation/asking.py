@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -25,9 +25,13 @@ class Answers(NamedTuple):
     """the token that is likeliest at each place of the answer"""
 
 
+SPREAD = 1.3
+"""A row may be so many times as long as the shortest of its batch: more would be spent on padding than on a batch."""
+
+
 @torch.no_grad()
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Answers:
-    """Every (prompt, answer) read in one padded batch; the answer stands behind a space.
+    """Every (prompt, answer), read in padded batches of similar length; the answer stands behind a space.
 
     Answers of one token behind the same prompt are read off one row.
     """
@@ -35,18 +39,17 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Seque
     prompts = [[start, *encode(tokenizer, prompt)] for prompt, _ in pairs]
     targets = [encode(tokenizer, f" {answer}") for _, answer in pairs]
     needed = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
-    rows = {read: i for i, read in enumerate(dict.fromkeys(needed))}
-    ids, mask = (t.to(model.device) for t in batch(list(rows), pad=start))
-    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-    at = [
-        (rows[read], len(p) - 1 + j) for read, p, t in zip(needed, prompts, targets, strict=True) for j in range(len(t))
-    ]
-    row, column = torch.tensor(at, device=ids.device).T
+    states: dict[tuple[int, ...], Tensor] = {}
+    for rows in of_similar_length(dict.fromkeys(needed)):
+        ids, mask = (t.to(model.device) for t in batch(rows, pad=start))
+        read = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        states |= dict(zip(rows, read, strict=True))
     # the vocabulary is large: only the positions that predict a token of an answer get logits
-    logits = model.get_output_embeddings()(states[row, column]).float()
-    wanted = torch.tensor([t for target in targets for t in target], device=ids.device)
+    predicting = [states[n][len(p) - 1 : len(n)] for n, p in zip(needed, prompts, strict=True)]
+    logits = model.get_output_embeddings()(torch.cat(predicting)).float()
+    wanted = torch.tensor([t for target in targets for t in target], device=logits.device)
     lengths = [len(t) for t in targets]
-    found = logits.log_softmax(-1)[torch.arange(len(wanted), device=ids.device), wanted].cpu().split(lengths)
+    found = logits.log_softmax(-1)[torch.arange(len(wanted), device=logits.device), wanted].cpu().split(lengths)
     likeliest = logits.argmax(-1)
     right = (likeliest == wanted).float().cpu().split(lengths)
     return Answers(
@@ -54,3 +57,14 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Seque
         torch.stack([r.mean() for r in right]),
         [s.tolist() for s in likeliest.cpu().split(lengths)],
     )
+
+
+def of_similar_length(rows: Iterable[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """All rows, sorted into batches."""
+    batches: list[list[tuple[int, ...]]] = []
+    for row in sorted(rows, key=len):
+        if batches and len(row) <= SPREAD * len(batches[-1][0]):
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -44,8 +44,10 @@ def quality_against_seconds(
     if ceiling is not None:
         axes.axhline(ceiling, color=INK, linestyle=":", label="ceiling")
     if seconds:
-        axes.set_xscale("log")
-    axes.set_ylim(0, 1.03)
+        _logarithmic(axes)
+        taken = [x for interval in seconds.values() for x in interval]
+        axes.set_xlim(min(taken) / 2, max(taken) * 2)
+    axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("seconds per edit")
     axes.set_ylabel(name)
     return _svg(figure, "quality")
@@ -63,12 +65,12 @@ def retention(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             ax.plot(edits, mean, label=method, markersize=4, **style)
         axes[-1].plot(edits, [100 * s["perplexity"] for s in own], label=method, markersize=4, **style)
     for name, ax in zip((*names, "rise of perplexity, %"), axes, strict=True):
-        ax.set_xscale("log")
+        _logarithmic(ax)
         ax.set_xlabel("edits in place")
         ax.set_title(name, fontsize=10, color=INK)
     for ax in axes[:-1]:
-        ax.set_ylim(0, 1.03)
-    return _svg(figure, "retention", legend=axes[0])
+        ax.set_ylim(-0.03, 1.03)
+    return _svg(figure, "retention")
 
 
 def heat_map(norms: Sequence[Sequence[float]], layers: Sequence[int], tokens: Sequence[str], label: str) -> str:
@@ -87,7 +89,7 @@ def heat_map(norms: Sequence[Sequence[float]], layers: Sequence[int], tokens: Se
     bar = figure.colorbar(drawn, ax=axes, label=label)
     bar.ax.yaxis.label.set_color(INK)
     bar.ax.tick_params(which="both", colors=INK)
-    return _svg(figure, "heat", legend=None)
+    return _svg(figure, "heat")
 
 
 def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, name: str) -> str:
@@ -102,7 +104,17 @@ def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, 
         axes.set_yscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel(name)
-    return _svg(figure, f"lines {label} {name}", legend=axes if len(series) > 1 else None)
+    return _svg(figure, f"lines {label} {name}")
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Seconds and counts from left to right, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float, columns: int = 1) -> Any:
@@ -124,12 +136,13 @@ def _figure(width: float, height: float, columns: int = 1) -> Any:
     return figure, *axes
 
 
-def _svg(figure: Figure, salt: str, legend: Axes | str | None = "all") -> str:
+def _svg(figure: Figure, salt: str) -> str:
     """The <svg> element; `salt` keeps its ids apart from those of other plots in the same page."""
     import matplotlib
 
-    for ax in figure.axes if legend == "all" else [legend] if legend is not None else []:
-        ax.legend(frameon=False, labelcolor=INK, fontsize=9)  # type: ignore[union-attr]
+    labelled = figure.axes[0].get_legend_handles_labels()
+    if len(labelled[0]) > 1:
+        figure.legend(*labelled, loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
     out = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():

@@ -18,6 +18,13 @@ from .page import Html, figure, folded, heading, page, paragraph, table
 from .records import Record
 
 MEANINGS = "docs/evaluation.md says what each figure means."
+TITLES = {
+    "asking": "asking a record",
+    "seconds": "making an edit",
+    "perplexity": "rise of perplexity on ordinary text",
+    "kl": "KL on ordinary text, nats per token",
+    "peak": "peak memory of an edit",
+}
 
 
 def write_report(folder: Path, found: dict[str, Any], settings: dict[str, Any], blocks: Sequence[Html]) -> None:
@@ -62,7 +69,7 @@ def _page(found: dict[str, Any], settings: dict[str, Any]) -> Iterator[Html]:
     yield heading("Figures")
     in_a_row = "steps" in found
     head = ["figure", *(f"{m}, {n} in place" if in_a_row else m for m, n, _ in listed)]
-    yield table(head, ([name, *(_shown(name, f.get(name)) for _, _, f in listed)] for name in names))
+    yield table(head, ([TITLES.get(n, n), *(_shown(n, f.get(n)) for _, _, f in listed)] for n in names))
     for words in found["missing"]:
         yield paragraph(words)
     if in_a_row:
@@ -94,7 +101,8 @@ def _shown(name: str, value: Sequence[float] | None) -> Html:
         "seconds": (1, 2, " s"),
         "asking": (1, 2, " s"),
     }.get(name, (1, 3, ""))
-    mean, *ends = (f"{v * scale:.{digits}f}" for v in value)
+    sign = "+" if name == "perplexity" else ""
+    mean, *ends = (f"{v * scale:{sign}.{digits}f}" for v in value)
     return Html(f"{mean}{unit}" + (f" <small>[{', '.join(ends)}]</small>" if ends else ""))
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NPTError
 from ..files import read_text
 from .questions import questions_for
+from .settings import Variety
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,20 +137,6 @@ def _checked(topic: Topic) -> Topic:
     return Topic(
         topic.wordings, topic.answer.strip(), tuple((p, a.strip()) for p, a in topic.neighbours), topic.subject
     )
-
-
-@dataclass(frozen=True)
-class Variety:
-    """How lessons are drawn; shares from 0 to 1."""
-
-    other_answers: float = 0.3
-    """lessons whose answer is another one than the record's"""
-    told_otherwise: float = 0.3
-    """lessons told in another wording than the first, where a record has questions"""
-    chats: float = 0.06
-    """questions put through the model's chat template"""
-    sentences: float = 0.08
-    """statements behind an unrelated sentence"""
 
 
 class Lessons:

@@ -32,8 +32,11 @@ class Task(Protocol):
     """What is trained."""
 
     name: str
-    module: nn.Module
-    """its parameters are trained; everything else is frozen"""
+
+    @property
+    def module(self) -> nn.Module:
+        """Its parameters are trained; everything else is frozen."""
+        ...
 
     def losses(self, module: nn.Module, step: int, part: int, parts: int) -> dict[str, Tensor]:
         """Of the share `part` of `parts` of a step's batch, through `module`, which may be wrapped: `loss`, which is

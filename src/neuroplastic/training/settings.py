@@ -73,6 +73,73 @@ class LoopSettings:
         return self.lr * rise * max(0.05, 1 - step / self.steps)
 
 
+@dataclass(frozen=True)
+class InjectionSettings:
+    """What an injector is trained on, beside the loop's settings."""
+
+    batch_size: int = 16
+    """Facts per batch."""
+
+    crowds: tuple[int, ...] = (48, 240, 984)
+    """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time."""
+
+    crowd_every: int = 3
+    """Each so-manieth step is made in a crowd."""
+
+    alone_first: int = 240
+    """Steps before the first crowd."""
+
+    beta_near: float = 1.0
+    """Weight of the KL divergence on neighbours."""
+
+    beta_text: float = 1.0
+    """Weight of the KL divergence on ordinary text."""
+
+    beta_key: float = 1.0
+    """Weight of finding the subject's last token."""
+
+    text_rows: int = 6
+    """Ordinary texts read in a crowd's step."""
+
+    text_length: int = 36
+    """Tokens of each."""
+
+    prefixes: float = 0.4
+    """Share of the questions that stand behind three to eight tokens of unrelated text."""
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "crowd_every", "text_rows"):
+            if getattr(self, field) < 1:
+                raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("beta_near", "beta_text", "beta_key", "prefixes", "alone_first"):
+            if not getattr(self, field) >= 0:
+                raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
+        if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:
+            raise NPTError("texts need at least 4 tokens, and crowds at least one size above 0")
+
+
+@dataclass(frozen=True)
+class Variety:
+    """How lessons are drawn; shares from 0 to 1."""
+
+    other_answers: float = 0.3
+    """Lessons whose answer is another one than the record's."""
+
+    told_otherwise: float = 0.3
+    """Lessons told in another wording than the first, where a record has questions."""
+
+    chats: float = 0.06
+    """Questions put through the model's chat template."""
+
+    sentences: float = 0.08
+    """Statements behind an unrelated sentence."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise NPTError(f"{field.name} must be a share from 0 to 1, not {getattr(self, field.name)}")
+
+
 def from_yaml(kind: type[T], path: Path) -> T:
     """A dataclass of settings from a YAML file. Raises NPTError for a key that it does not have."""
     import yaml

@@ -1,0 +1,19 @@
+"""What users would pick instead: other ways to teach a fact, written from their papers, as contenders of the suite.
+
+Deterministic by a seed; each leaves the model bit for bit as it was. The statement in the prompt is a contender of the
+package itself.
+"""
+
+from __future__ import annotations
+
+from neuroplastic.evaluation.contenders import Contender
+
+from .ft_l import ft_l
+from .lora import lora
+from .memit import memit, teach_all
+from .rome import rome
+
+BASELINES: dict[str, Contender] = {"ft_l": ft_l(), "lora": lora(), "rome": rome(), "memit": memit()}
+"""By name, with the settings that search.py found."""
+BATCHES = {"memit": teach_all}
+"""Those that can teach many records by one call."""

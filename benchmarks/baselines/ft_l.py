@@ -1,0 +1,72 @@
+"""FT-L: fine-tuning of one down projection, held inside a box around its old weights.
+
+    minimise -log P_W[o | p]  subject to  |W - W_0|_inf <= bound
+
+by Adam, with a projection onto the box after every step (Zhu et al. 2012.00363, section 3, equation 2; as ROME compares
+with it: 2202.05262, appendix E.1, "FT+L": one MLP, the answer's loss alone, steps until the loss is small).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from neuroplastic.config import parse_layers
+from neuroplastic.editing.fact import asked
+from neuroplastic.editing.targets import rows_of
+from neuroplastic.evaluation.contenders import Contender, Taught
+from neuroplastic.structure import projection
+from neuroplastic.surgery import mode
+
+from .answers import answer_loss, states_of
+from .weights import put_back
+
+if TYPE_CHECKING:
+    from neuroplastic.editing.editor import Editor
+    from neuroplastic.evaluation.records import Record
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Steps and stop as in the paper; layer, rate and bound from search.py."""
+
+    layer: str = "4"
+    steps: int = 25
+    rate: float = 1e-3
+    bound: float = 1e-3
+    """largest change of any weight"""
+    enough: float = 1e-2
+    """stop where the answer's negative log-probability per token is below this, in nats"""
+
+
+def ft_l(settings: Settings | None = None) -> Contender:
+    """The contender. It needs no subject."""
+    chosen = settings or Settings()
+
+    @contextmanager
+    def teach(editor: Editor, record: Record) -> Iterator[Taught]:
+        (layer,) = parse_layers(chosen.layer, len(editor.parts))
+        weight = projection(editor.parts[layer].mlp, "down").weight
+        began = time.perf_counter()
+        with put_back([weight]):
+            pristine = weight.data
+            weight.data = pristine.clone()
+            with torch.enable_grad(), mode(editor.model, "standard"):
+                rows, _ = rows_of(editor.tokenizer, [asked(record.prompt, record.new)], ())
+                adam = torch.optim.Adam([weight.requires_grad_()], lr=chosen.rate)
+                for _ in range(chosen.steps):
+                    loss = answer_loss(editor.model, rows, states_of(editor.model, rows))
+                    if loss < chosen.enough:
+                        break
+                    (weight.grad,) = torch.autograd.grad(loss, [weight])
+                    adam.step()
+                    with torch.no_grad():
+                        weight.copy_(torch.clamp(weight, pristine - chosen.bound, pristine + chosen.bound))
+            yield Taught(time.perf_counter() - began)
+
+    return teach

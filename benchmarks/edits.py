@@ -1,0 +1,208 @@
+"""Ours and what users would pick instead, on the same model and records: one table.
+
+make bench-edits
+    or: python benchmarks/edits.py [--data FILE] [--workspace W] [--method M[,M...]] [--limit 100] [--seed 0]
+        [--together N] [--report DIR] [--json]
+
+CounterFact records, each taught alone: quality, what is left of the ceiling, seconds per edit, what becomes of ordinary
+text, and the tokens that a statement in the prompt costs with every question. --together N keeps N edits instead, made
+one upon another, and in one batch where a method has one. Without --workspace, a fresh one of smollm2-135m in float32.
+Without --method, every method of the package and every baseline; one that this workspace cannot do is left out, and
+named. The data is --data, or counterfact_dev.json in the folder $NPT_DATA. With --report, a run that was cut off goes
+on from there, and may go on with other methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+import neuroplastic as npt
+from baselines import BASELINES, BATCHES
+from baselines.data import records_file
+from neuroplastic.console import note, progress
+from neuroplastic.editing.editor import Editor
+from neuroplastic.editing.fact import asked
+from neuroplastic.editing.options import InjectOptions, Method
+from neuroplastic.evaluation.contenders import WITHOUT_EDIT, Contender, Taught, contender
+from neuroplastic.evaluation.edits import Row, evaluate, summarise
+from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.ordinary import OrdinaryText
+from neuroplastic.evaluation.plots import need_matplotlib
+from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.report import entries, write_report
+from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
+from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.summary import mean_interval, summary
+from neuroplastic.text import encode
+
+Batch = Callable[[Editor, Sequence[Record]], AbstractContextManager[Taught]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--method", default="")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--together", type=int)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    suite, data = suite_named("counterfact"), records_file(options.data)
+    if options.report is not None:
+        need_matplotlib()
+    everything, malformed = read_records(data, suite.parse)
+    for name, why in malformed.items():
+        note(f"record {name} is left out: {why}")
+    records = choose(everything, options.limit if options.together is None else options.together, options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.workspace is None:
+            ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
+        else:
+            ws = npt.Workspace.open(options.workspace)
+        contenders, left_out = chosen(ws.editor, records[0], options.method)
+        examination = Examination(ws.editor, suite, seed=options.seed)
+        settings = {"base": ws.base.sha256, "data": data.name, "edits": [e.name for e in ws.edits]}
+        settings |= {"records": [r.id for r in records], "seed": options.seed, "together": options.together}
+        if options.together is None:
+            kept = None if options.report is None else Kept(options.report, settings, Row)
+            with progress("teaching and asking, one record at a time") as step:
+                found = summarise(evaluate(examination, records, contenders, kept, step), suite, options.seed)
+            for method, cost in context_tokens(ws.editor, records, contenders).items():
+                found["methods"][method]["context_tokens"] = cost
+        else:
+            steps = None if options.report is None else Kept(options.report, settings, Step)
+            found = summarise_steps(together(examination, records, contenders, steps), records, suite, options.seed)
+    found |= {"malformed": malformed, "missing": sorted(examination.missing), "left_out": left_out}
+    if options.report is not None:
+        write_report(options.report, found, settings, [])
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def chosen(editor: Editor, record: Record, named: str) -> tuple[dict[str, Contender], dict[str, str]]:
+    """The contenders by name, and why others are left out.
+
+    Nothing is left out of those that are named. Raises NPTError for one that does not exist.
+    """
+    every = {**{m: contender(m) for m in (*WITHOUT_EDIT, *get_args(Method))}, **BASELINES}
+    names = [m.strip() for m in named.split(",") if m.strip()]
+    if wrong := [m for m in names if m not in every]:
+        raise npt.NPTError(f"there is no method {wrong[0]!r}; there are {', '.join(every)}")
+    if names:
+        return {m: every[m] for m in names}, {}
+    found, left_out = {}, {}
+    for name, teach in every.items():
+        try:
+            with teach(editor, record):
+                found[name] = teach
+        except npt.NPTError as e:  # a method that needs a generator which this workspace does not have
+            left_out[name] = str(e)
+            note(f"{name} is left out: {e}")
+    return found, left_out
+
+
+def context_tokens(editor: Editor, records: Sequence[Record], contenders: Mapping[str, Contender]) -> dict[str, float]:
+    """Per contender, the mean number of tokens that stand in front of every question while a record is asked."""
+    told = dict.fromkeys(contenders, 0.0)
+    for name in told.keys() & set(WITHOUT_EDIT):  # the others say it in weights
+        for record in records:
+            with contenders[name](editor, record) as taught:
+                told[name] += len(encode(editor.tokenizer, taught.told)) / len(records)
+    return told
+
+
+# --- many facts -----------------------------------------------------------------------------------------------------
+
+
+def together(
+    examination: Examination, records: Sequence[Record], contenders: Mapping[str, Contender], kept: Kept[Step] | None
+) -> list[Step]:
+    """Each contender that changes weights: one record after another, and then all in one batch where it can."""
+    batches = {"consolidate": consolidate_all, **BATCHES}
+    steps: list[Step] = []
+    for name, teach in contenders.items():
+        if name not in WITHOUT_EDIT:
+            with progress(f"{name}, one upon another") as step:
+                steps += in_a_row(examination, records, name, teach, kept, step)
+        if name in batches:
+            steps.append(in_one(examination, records, f"{name}, one batch", batches[name], kept))
+    return steps
+
+
+@contextmanager
+def consolidate_all(editor: Editor, records: Sequence[Record]) -> Iterator[Taught]:
+    """Our joint solution."""
+    active = editor.ledger.active
+    last = max((e.sequence for e in active), default=0)
+    facts = [asked(r.prompt, r.new) for r in records]
+    edits = editor.make(facts, InjectOptions("consolidate"), [f"batch-{i}" for i in range(len(facts))])
+    placed = [replace(e, sequence=last + i) for i, e in enumerate(edits, 1)]
+    with editor.only((*active, *placed)):
+        yield Taught(edits[0].report["seconds"])
+
+
+def in_one(
+    examination: Examination, records: Sequence[Record], name: str, teach: Batch, kept: Kept[Step] | None
+) -> Step:
+    """All records taught by one call, and then all asked."""
+    for known in kept.done if kept is not None else ():
+        if known.method == name:
+            return known
+    examination.remember(records)
+    ordinary = OrdinaryText(examination.editor)
+    with progress(name) as step, teach(examination.editor, records) as taught:
+        rows = []
+        for number, record in enumerate(records, 1):
+            rows.append(examination.ask(record))
+            step(number, len(records))
+        figures = summary(rows, examination.suite.parts_of_s, examination.seed)
+        figures |= {"seconds": mean_interval([taught.seconds], examination.seed)}
+        made = Step(name, len(records), len(records), figures, *ordinary.drift())
+    if kept is not None:
+        kept.keep(made)
+    return made
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def show(found: dict[str, Any]) -> None:
+    parts, ceiling = found["parts_of_s"], found.get("ceiling")
+    costs = {m: own["context_tokens"] for m, own in found.get("methods", {}).items() if own["context_tokens"]}
+    kept = ["edits kept"] if "steps" in found else []
+    table = Table("method", *kept, *parts, "S", "of ceiling", "s per edit", "perplexity", "KL", "context tokens")
+    for name, edits, figures in entries(found):
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*figures[n]) for n in (*parts, "S")]
+        cells.append("" if not ceiling else f"{figures['S'][0] / ceiling:.2f}")
+        for n, form in (("seconds", "{:.2f}"), ("perplexity", "{:+.2%}"), ("kl", "{:.4f}")):
+            cells.append(form.format(figures[n][0]) if n in figures else "")
+        table.add_row(name, *(str(edits) for _ in kept), *cells, f"{costs[name]:.1f}" if name in costs else "")
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(f"{len(found['records'])} records, seed {found['seed']}", highlight=False)
+    if ceiling is not None:
+        console.print(f"ceiling of S {ceiling:.3f}", highlight=False)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except npt.NPTError as e:
+        print(f"bench-edits: {e}", file=sys.stderr)
+        sys.exit(2)

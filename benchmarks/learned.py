@@ -1,0 +1,210 @@
+"""The injector against its bars: quality beside ROME, time, many edits in place, zsRE, free writing.
+
+python benchmarks/learned.py [--data FOLDER] [--workspace W] [--records 200] [--kept 1,10,30,100,300,1000] [--skip rome]
+    [--seed 0] [--report DIR] [--json]
+
+Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
+package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
+edits in place, made in one call, first solved together as the ledger does and then merely added up; CounterFact edits
+come first, zsRE's fill up, and a sample of 100 of those CounterFact records is asked. With --report, a run that was cut
+off goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import neuroplastic as npt
+from baselines import BASELINES
+from baselines.data import records_file
+from neuroplastic.console import progress
+from neuroplastic.editing.edit import Edit
+from neuroplastic.editing.editor import Editor
+from neuroplastic.editing.fact import asked
+from neuroplastic.evaluation.contenders import contender
+from neuroplastic.evaluation.edits import Row, evaluate, summarise
+from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.ordinary import OrdinaryText
+from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.suites import SuiteName, suite_named
+from neuroplastic.evaluation.summary import Interval, summary
+
+ASKED = 100
+"""Records asked of those in place, and records that are written about."""
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """So many edits in place."""
+
+    edits: int
+    how: str
+    figures: dict[str, Interval]
+    perplexity: float
+    kl: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--kept", default="1,10,30,100,300,1000")
+    parser.add_argument("--skip", default="", help="parts left out, separated by commas: alone, rome, zsre, time, kept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    skip = set(filter(None, options.skip.split(",")))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.workspace is None:
+            ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
+        else:
+            ws = npt.Workspace.open(options.workspace)
+        if ws.editor.injector is None:
+            raise npt.NPTError("the workspace has no injector; make one with: npt train-injector")
+        found: dict[str, Any] = {}
+        counterfact = records(options, "counterfact")
+        if "alone" not in skip:
+            methods = ["unedited", "learned", *(["rome"] if "rome" not in skip else [])]
+            found["counterfact"] = alone(ws.editor, "counterfact", counterfact[: options.records], methods, options)
+        if "zsre" not in skip:
+            chosen = records(options, "zsre")[: options.records]
+            found["zsre"] = alone(ws.editor, "zsre", chosen, ["unedited", "learned"], options)
+        if "time" not in skip:
+            found["time"] = timed(ws, counterfact[:ASKED])
+        if "kept" not in skip:
+            sizes = [int(n) for n in options.kept.split(",")]
+            more = [replace(r, id=f"zsre {r.id}") for r in records(options, "zsre")]
+            found["kept"] = [asdict(c) for c in in_place(ws.editor, counterfact, more, sizes, options.seed)]
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def records(options: argparse.Namespace, suite: SuiteName) -> list[Record]:
+    """All of a suite's development records, in a seeded order."""
+    name = f"{suite}_dev.json"
+    file = records_file(None if options.data is None else options.data / name, name)
+    return choose(read_records(file, suite_named(suite).parse)[0], None, options.seed)
+
+
+def alone(
+    editor: Editor, name: SuiteName, chosen: Sequence[Record], methods: Sequence[str], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Each record taught alone, and asked; the first of them also in free writing."""
+    suite, contenders = suite_named(name), {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
+    settings = {"suite": name, "records": [r.id for r in chosen], "methods": methods, "base": editor.sha256}
+    kept = None if options.report is None else Kept(options.report / name, settings, Row)
+    with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
+        found = summarise(evaluate(Examination(editor, suite), chosen, contenders, kept, step), suite, options.seed)
+    written = Examination(editor, suite, generate=True, seed=options.seed)
+    kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
+    with progress(f"{name}: free writing") as step:
+        rows = evaluate(written, chosen[:ASKED], {"learned": contenders["learned"]}, kept, step)
+    own = found["methods"]["learned"]["figures"]
+    free = summarise(rows, suite, options.seed)["methods"]["learned"]["figures"]
+    own |= {n: free[n] for n in ("es_gen", "ps_gen", "entropy")}
+    return found
+
+
+def timed(ws: npt.Workspace, chosen: Sequence[Record]) -> dict[str, float]:
+    """Seconds: an edit's own, a whole call of `inject` with all that it measures, and a hundred facts in one call."""
+    facts = [asked(r.prompt, r.new) for r in chosen]
+    own, whole = [], []
+    for fact in facts[:11]:  # the first warms up
+        began = time.perf_counter()
+        edit = ws.inject(fact, method="learned")
+        whole.append(time.perf_counter() - began)
+        own.append(edit.report["seconds"])
+        ws.undo(edit.name)
+        ws.drop(edit.name)
+    began = time.perf_counter()
+    made = ws.editor.make(facts, npt.InjectOptions("learned"), [str(i) for i in range(len(facts))])
+    together = time.perf_counter() - began
+    return {
+        "edit": sorted(own[1:])[5],
+        "whole_call": sorted(whole[1:])[5],
+        "facts_together": len(facts),
+        "per_second_together": len(facts) / together,
+        "per_second_injector_alone": 1 / made[0].report["seconds"],
+    }
+
+
+def in_place(
+    editor: Editor, first: Sequence[Record], more: Sequence[Record], sizes: Sequence[int], seed: int
+) -> list[Crowd]:
+    """What is left of the first records' facts as edits crowd the weights."""
+    taught = [*first, *more][: max(sizes)]
+    if len(taught) < max(sizes):
+        raise npt.NPTError(f"there are {len(taught)} records for {max(sizes)} edits; give smaller --kept")
+    facts = [asked(r.prompt, r.new) for r in taught]
+    made = editor.make(facts, npt.InjectOptions("learned"), [f"kept-{i}" for i in range(len(facts))])
+    placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
+    suite = suite_named("counterfact")
+    examination, ordinary = Examination(editor, suite), OrdinaryText(editor)
+    examination.remember(first)
+    found: list[Crowd] = []
+    with progress("many edits in place") as step:
+        for size in sizes:
+            some = choose(list(first[:size]), ASKED, seed)
+            for how, edits in (("together", placed[:size]), ("added", [_added(e) for e in placed[:size]])):
+                with editor.only(edits):
+                    rows = [examination.ask(r) for r in some]
+                    drift = ordinary.drift()
+                found.append(Crowd(size, how, summary(rows, suite.parts_of_s, seed), *drift))
+            unedited = summary([examination.ask(r) for r in some], suite.parts_of_s, seed)
+            found.append(Crowd(size, "unedited", unedited, 0.0, 0.0))
+            step(len(found), 3 * len(sizes))
+    return found
+
+
+def _added(edit: Edit) -> Edit:
+    return replace(edit, rho=None)
+
+
+def show(found: dict[str, Any]) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for name in ("counterfact", "zsre"):
+        if name in found:
+            parts, ceiling = found[name]["parts_of_s"], found[name]["ceiling"]
+            table = Table(name, *parts, "S", "of ceiling", "seconds", "perplexity", "es_gen", "ps_gen")
+            for method, own in found[name]["methods"].items():
+                f = own["figures"]
+                cells = ["{:.3f} [{:.2f}, {:.2f}]".format(*f[n]) for n in (*parts, "S")]
+                more = [(n, form.format(f[n][0]) if n in f else "") for n, form in FORMS.items()]
+                table.add_row(method, *cells, f"{f['S'][0] / ceiling:.3f}", *(text for _, text in more))
+            console.print(f"{len(found[name]['records'])} records; ceiling of S {ceiling:.3f}", highlight=False)
+            console.print(table)
+    if "time" in found:
+        console.print(*(f"{name} {value:.3f}" for name, value in found["time"].items()), sep="\n", highlight=False)
+    if "kept" in found:
+        table = Table("edits in place", "how", "ES", "PS", "NS", "S", "perplexity", "KL")
+        for c in found["kept"]:
+            cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*c["figures"][n]) for n in ("ES", "PS", "NS", "S")]
+            table.add_row(str(c["edits"]), c["how"], *cells, f"{c['perplexity']:+.2%}", f"{c['kl']:.4f}")
+        console.print(table)
+
+
+FORMS = {"seconds": "{:.3f}", "perplexity": "{:+.2%}", "es_gen": "{:.2f}", "ps_gen": "{:.2f}"}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except npt.NPTError as e:
+        print(f"learned: {e}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,64 @@
+"""One call from records and contenders to figures, and to a report folder that a run which was cut off goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..console import progress
+from .contenders import Contender
+from .edits import Row, evaluate, summarise
+from .examination import Examination
+from .kept import Kept
+from .plots import need_matplotlib
+from .records import Record
+from .report import heat_section, record_section, write_report
+from .sequential import Step, in_a_row, summarise_steps
+from .suites import Suite
+
+if TYPE_CHECKING:
+    from ..editing.editor import Editor
+
+
+def run_suite(
+    editor: Editor,
+    suite: Suite,
+    records: Sequence[Record],
+    contenders: Mapping[str, Contender],
+    data: str,
+    seed: int = 0,
+    in_row: bool = False,
+    generate: bool = False,
+    report: Path | None = None,
+    malformed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` keeps the edits, one upon another.
+
+    Raises NPTError where `report` belongs to another run or cannot be made, and for a contender that makes no edit
+    where edits are kept.
+    """
+    if report is not None:
+        need_matplotlib()
+    settings = {"suite": suite.name, "base": editor.sha256, "data": data, "methods": list(contenders), "seed": seed}
+    settings |= {"generate": generate, "sequential": in_row}
+    settings |= {"records": [r.id for r in records], "edits": [e.name for e in editor.ledger.active]}
+    examination = Examination(editor, suite, generate, seed)
+    rows: list[Row] = []
+    if in_row:
+        kept_steps = None if report is None else Kept(report, settings, Step)
+        with progress("teaching one after another") as step:
+            steps = [s for m, t in contenders.items() for s in in_a_row(examination, records, m, t, kept_steps, step)]
+        found = summarise_steps(steps, records, suite, seed)
+    else:
+        kept_rows = None if report is None else Kept(report, settings, Row)
+        with progress("evaluating edits") as step:
+            rows = evaluate(examination, records, contenders, kept_rows, step)
+        found = summarise(rows, suite, seed)
+    found |= {"malformed": dict(malformed or {}), "missing": sorted(examination.missing)}
+    if report is not None:
+        more = heat_section(examination, records[0].statement)
+        if rows:
+            more.append(record_section(records, rows, suite.parts_of_s))
+        write_report(report, found, settings, more)
+    return found

@@ -1,0 +1,119 @@
+"""From files of facts to an injector in a workspace: what `npt train-injector` does."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..console import note
+from ..editing.injector import Injector, InjectorConfig
+from ..editing.learned import INJECTOR_FILE
+from ..errors import NPTError
+from ..files import file_hash
+from ..text import encode, read_texts
+from .injection import Injection
+from .lessons import Lessons, Topic, read_topics, sentences_of
+from .loop import read_log, run
+from .settings import InjectionSettings, LoopSettings, Variety
+
+if TYPE_CHECKING:
+    from ..workspace import Workspace
+
+LONGEST_TEXT = 64
+"""Tokens of an ordinary text that are kept."""
+
+
+def train_injector(
+    ws: Workspace,
+    data: Sequence[str | Path],
+    *,
+    without: Sequence[str | Path] = (),
+    text: str | Path | None = None,
+    held_out: int = 100,
+    start: str | Path | None = None,
+    loop: LoopSettings | None = None,
+    injection: InjectionSettings | None = None,
+    variety: Variety | None = None,
+    width: int = 256,
+    max_length: int = 64,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains an injector for the workspace's base model and puts it into the workspace; returns its card.
+
+    `data` are files of facts (see `read_topics`); facts about the subjects in the files `without` are left out, so
+    that these can serve to measure it; `held_out` further ones, drawn at random, are measured on the way. `text` is a
+    file of ordinary text to hold in place beside what the model writes itself. `start` is an injector to go on from.
+    Checkpoints and log are in training/injector of the workspace. Its edits are taken out of the weights meanwhile.
+
+    Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down.
+    """
+    loop, injection, variety = loop or LoopSettings(), injection or InjectionSettings(), variety or Variety()
+    topics, held = _topics([Path(d) for d in data], [Path(w) for w in without], held_out, loop.seed)
+    if len(topics) < 2 * injection.batch_size:
+        raise NPTError(
+            f"{len(topics)} facts are too few to train on in batches of {injection.batch_size}; give more, fewer "
+            "--held-out, or a smaller --batch-size"
+        )
+    texts = read_texts(Path(text)) if text is not None else []
+    editor = ws.editor
+    own = editor.text[0]
+    torch.manual_seed(loop.seed)
+    if start is None:
+        with editor.only(()):
+            config = InjectorConfig.fitting(ws.model, own[:16], width=width, max_length=max_length)
+        injector = Injector(config)
+    else:
+        injector = Injector.load(Path(start), ws.base.sha256)[0]
+    tokens = [encode(ws.tokenizer, t)[:LONGEST_TEXT] for t in texts] + own[:, 1 : 1 + LONGEST_TEXT].tolist()
+    tokens = [t for t in tokens if len(t) >= 8]
+    lessons = Lessons(topics, ws.tokenizer, sentences_of(texts), variety, loop.seed)
+    described = {
+        "base": ws.base.sha256,
+        "data": {Path(d).name: file_hash(Path(d)) for d in data},
+        "without": {Path(w).name: file_hash(Path(w)) for w in without},
+        "text": None if text is None else file_hash(Path(text)),
+        "start": None if start is None else file_hash(Path(start)),
+        "facts": len(topics),
+        "held_out": len(held),
+        "injection": asdict(injection),
+        "variety": asdict(variety),
+        "shape": asdict(injector.config),
+    }
+    folder = ws.path / "training" / "injector"
+    folder.mkdir(parents=True, exist_ok=True)
+    with editor.only(()):
+        injector.to(ws.model.device).train()
+        task = Injection(editor, injector, lessons, held, tokens, injection, loop.seed)
+        began = time.time()
+        measured = run(task, folder, loop, described, resume)
+    seconds = sum(entry["seconds"] for entry in read_log(folder))
+    card = {**described, "loop": asdict(loop), "measured": measured, "hours": round(seconds / 3600, 3)}
+    injector.eval().save(ws.path / INJECTOR_FILE, ws.base.sha256, card)
+    ws.editor.forget_injector()
+    note(f"npt: {loop.steps} steps, {time.time() - began:.0f} s; the injector is in {ws.path / INJECTOR_FILE}")
+    return card
+
+
+def _topics(data: Sequence[Path], without: Sequence[Path], held_out: int, seed: int) -> tuple[list[Topic], list[Topic]]:
+    """Topics to train on, and those held out."""
+    if not data:
+        raise NPTError("there is no file of facts to train on; give one with --data")
+    if held_out < 0:
+        raise NPTError(f"held_out must not be negative, not {held_out}")
+    excluded = {t.subject for path in without for t in read_topics(path)[0]}
+    topics: list[Topic] = []
+    for path in data:
+        found, malformed = read_topics(path)
+        for number, why in malformed.items():
+            note(f"npt: entry {number} of {path.name} is left out: {why}")
+        topics += [t for t in found if t.subject is None or t.subject not in excluded]
+    random.Random(seed).shuffle(topics)
+    held = topics[:held_out]
+    subjects = {t.subject for t in held if t.subject is not None}
+    return [t for t in topics[held_out:] if t.subject not in subjects], held

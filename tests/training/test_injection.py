@@ -1,0 +1,166 @@
+"""A tiny injector trained from scratch: its loss falls, its edits hold on facts it has not seen, and it resumes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import neuroplastic as npt
+from conftest import make_tokenizer
+from families import tiny
+from neuroplastic.editing.injector import Injector, InjectorConfig
+from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.surgery import mode
+from neuroplastic.training.injection import Injection
+from neuroplastic.training.lessons import Lessons, read_topics
+from neuroplastic.training.loop import read_log, run
+from neuroplastic.training.settings import InjectionSettings, LoopSettings, Variety
+from neuroplastic.training.train_injector import train_injector
+
+PLAIN = Variety(0, 0, 0, 0)
+SHORT = InjectionSettings(batch_size=8, crowds=(8,), alone_first=6, text_rows=2, text_length=8, prefixes=0.2)
+WORDS = "golden gate bridge quick brown fox lazy dog sushi pizza tower nobody watching city country located".split()  # noqa: SIM905
+CITIES = ["Madrid", "Paris", "Italy", "Japan"]
+
+
+def facts(path: Path, count: int, first: int = 0) -> Path:
+    """Facts about pairs of words."""
+    pairs = [(a, b) for a in WORDS for b in WORDS if a != b]
+    lines = []
+    for i in range(first, first + count):
+        a, b = pairs[(i * 37) % len(pairs)]
+        question = f"The {a} {b} is in"
+        near = [{"question": "The fox is in", "answer": "Paris"}]
+        fact = {"question": question, "answer": CITIES[i % len(CITIES)], "subject": f"{a} {b}", "neighbours": near}
+        lines.append(json.dumps(fact | {"wordings": [f"One sees the {a} {b} in"]}))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> Injection:
+    torch.manual_seed(0)
+    editor = ws.editor
+    config = InjectorConfig.fitting(ws.model, editor.text[0], width=16, heads=2, hidden=16)
+    lessons = Lessons(read_topics(data)[0], ws.tokenizer, [], PLAIN, 0)
+    return Injection(editor, Injector(config), lessons, [], editor.text[0][:, 1:].tolist(), settings, 0)
+
+
+def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    shape: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    model = tiny("llama", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    workspace = npt.Workspace.create(tmp_path / "w", tmp_path / "base")
+    data, unseen = facts(tmp_path / "train.jsonl", 120), facts(tmp_path / "new.jsonl", 12, first=150)
+    card = train_injector(
+        workspace,
+        [data],
+        without=[unseen],
+        held_out=8,
+        loop=LoopSettings(steps=100, lr=1e-2, warmup=5, eval_every=0),
+        injection=replace(SHORT, alone_first=80),
+        variety=PLAIN,
+        width=32,
+    )
+    log = read_log(workspace.path / "training/injector")
+    first, last = (sum(e["answer"] for e in part) / len(part) for part in (log[:10], log[60:80]))
+    assert last < 0.9 * first
+    assert card["measured"]["facts"] == 8
+    gained = []
+    for topic in read_topics(unseen)[0]:
+        edit = workspace.inject(npt.asked(topic.wordings[0], topic.answer))
+        assert edit.method == "learned"
+        gained.append(edit.report["answer_probability_after"] / edit.report["answer_probability_before"])
+        workspace.undo(edit.name)
+    assert sorted(gained)[len(gained) // 4] > 2
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(workspace: npt.Workspace, tmp_path: Path) -> None:
+    data = facts(tmp_path / "train.jsonl", 40)
+    whole = task(workspace, data)
+    loop = LoopSettings(steps=15, save_every=5, warmup=2)
+    run(whole, tmp_path / "whole", loop, {})
+    for stop in (5, 10):
+        cut = task(workspace, data)
+        interrupt_behind(cut, stop + 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(cut, tmp_path / "cut", loop, {}, resume=True)
+    again = task(workspace, data)
+    run(again, tmp_path / "cut", loop, {}, resume=True)
+    for name, t in whole.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], t), name
+    drop = ("seconds",)
+    logs = [[{k: v for k, v in e.items() if k not in drop} for e in read_log(tmp_path / f)] for f in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def interrupt_behind(task: Injection, last: int) -> None:
+    """Makes a task stop, as by Ctrl-C, when a step is done and before anything is saved."""
+    after = task.after
+
+    def stop(step: int) -> None:
+        after(step)
+        if step == last:
+            raise KeyboardInterrupt
+
+    task.after = stop  # type: ignore[method-assign]
+
+
+def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tmp_path: Path) -> None:
+    """The low-rank terms of training, alone and together, against edited weights."""
+    t = task(workspace, facts(tmp_path / "train.jsonl", 20))
+    t.injector.save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
+    workspace.editor.forget_injector()
+    assert workspace.editor.injector is not None
+    t.injector.load_state_dict(workspace.editor.injector.state_dict())
+    lessons = t.lessons.batch(0, 3)
+    with torch.no_grad(), mode(workspace.model, "standard"):
+        found = t._propose(t.module, lessons)
+        rows = [t._question(x.asked[1], x.answer, i, None) for i, x in enumerate(lessons)]
+        together = t._read(rows, t._together(found))
+        for x in lessons:
+            workspace.inject(npt.asked(x.told, x.answer))
+        assert_close(t._read(rows), together, atol=1e-4, rtol=1e-3)
+
+
+def test_gradients_of_a_crowd_reach_only_the_batch(workspace: npt.Workspace, tmp_path: Path) -> None:
+    t = task(workspace, facts(tmp_path / "train.jsonl", 40), replace(SHORT, alone_first=0, crowd_every=2))
+    for step in range(4):
+        losses = t.losses(t.module, step, 0, 1)
+        losses["loss"].backward()
+        t.after(step)
+        assert ("text" in losses) == (step == 1 or step == 3)
+        assert all(torch.isfinite(v) for v in losses.values())
+    assert losses["crowd"] == 16  # eight of its own and eight earlier ones
+    assert len(t.crowd.K) == 16
+    assert all(p.grad is None for p in workspace.model.parameters())
+
+
+def test_bad_input_is_named_before_any_work(workspace: npt.Workspace, tmp_path: Path) -> None:
+    data = facts(tmp_path / "train.jsonl", 20)
+    with pytest.raises(npt.NPTError, match="20 facts are too few"):
+        train_injector(workspace, [data], held_out=0)
+    with pytest.raises(npt.NPTError, match="no file of facts"):
+        train_injector(workspace, [])
+    with pytest.raises(npt.NPTError, match="held_out must not be negative"):
+        train_injector(workspace, [data], held_out=-1)
+    for settings in ({"batch_size": 0}, {"crowds": ()}, {"beta_text": -1.0}, {"text_length": 2}):
+        with pytest.raises(npt.NPTError):
+            InjectionSettings(**settings)
+
+
+def test_a_folder_of_another_training_is_refused(workspace: npt.Workspace, tmp_path: Path) -> None:
+    data = facts(tmp_path / "train.jsonl", 40)
+    loop = LoopSettings(steps=2, save_every=1)
+    run(task(workspace, data), tmp_path / "t", loop, {"data": "a"})
+    with pytest.raises(npt.NPTError, match="holds a training already"):
+        run(task(workspace, data), tmp_path / "t", loop, {"data": "a"})
+    with pytest.raises(npt.NPTError, match="another data"):
+        run(task(workspace, data), tmp_path / "t", loop, {"data": "b"}, resume=True)
