@@ -33,7 +33,7 @@ def run_suite(
     report: Path | None = None,
     malformed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` keeps the edits, one upon another.
+    """What `npt eval edits --json` prints. `data` names the source of the records; `in_row` keeps the edits.
 
     Raises NPTError where `report` belongs to another run or cannot be made, and for a contender that makes no edit
     where edits are kept.

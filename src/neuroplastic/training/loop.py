@@ -104,8 +104,9 @@ def run(
                         if math.isfinite(norm):
                             optimizer.step()
                         optimizer.zero_grad()
-                for key, value in losses.items():
-                    logged[key] = logged.get(key, 0.0) + float(value.detach()) / settings.grad_accum
+                values = accelerator.reduce(torch.stack([v.detach().float() for v in losses.values()]), "mean")
+                for key, value in zip(losses, values.tolist(), strict=True):
+                    logged[key] = logged.get(key, 0.0) + value / settings.grad_accum
             task.after(step)
             failed_in_a_row = 0 if math.isfinite(norm) else failed_in_a_row + 1
             skipped += not math.isfinite(norm)
