@@ -29,7 +29,9 @@ FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi orig
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
     """One that was never trained: its values are those of a random network."""
     torch.manual_seed(seed)
-    return Injector(InjectorConfig.fitting(model, tokens(), width=16, heads=2, hidden=8, max_length=40)).eval()
+    return Injector(
+        InjectorConfig.fitting(model, tokens(), width=16, heads=2, straight=8, hidden=8, max_length=40)
+    ).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,7 +57,7 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
     assert_close(fired, torch.full_like(fired, 1 / (1 + config.rho)))
 
 
-def test_the_key_is_a_mean_of_what_the_down_projection_reads_whitened(no_grad: None) -> None:
+def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad: None) -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
     injector = injector_for(model)
@@ -65,7 +67,7 @@ def test_the_key_is_a_mean_of_what_the_down_projection_reads_whitened(no_grad: N
     found = injector.propose(reading, Whitening(inverses))  # type: ignore[arg-type]
     for n in range(len(TOLD)):
         for l, layer in enumerate(config.layers):  # noqa: E741
-            k = sum(w * m for w, m in zip(found.attention[n, l], reading.keys[n, l], strict=True))
+            k = reading.keys[n, l, found.attention[n, l].argmax()]
             assert_close(found.K[n, l], k)
             z = inverses[layer, "m"] @ k
             assert_close(found.A[n, l], z / ((1 + config.rho) * (k @ z)), rtol=1e-4, atol=1e-6)

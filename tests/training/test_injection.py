@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch.testing import assert_close
 
 import neuroplastic as npt
 from conftest import make_tokenizer
+from facts import facts
 from families import tiny
 from neuroplastic.editing.injector import Injector, InjectorConfig
 from neuroplastic.editing.learned import INJECTOR_FILE
@@ -24,29 +24,15 @@ from neuroplastic.training.settings import InjectionSettings, LoopSettings, Vari
 from neuroplastic.training.train_injector import train_injector
 
 PLAIN = Variety(0, 0, 0, 0)
-SHORT = InjectionSettings(batch_size=8, crowds=(8,), alone_first=6, text_rows=2, text_length=8, prefixes=0.2)
-WORDS = "golden gate bridge quick brown fox lazy dog sushi pizza tower nobody watching city country located".split()  # noqa: SIM905
-CITIES = ["Madrid", "Paris", "Italy", "Japan"]
-
-
-def facts(path: Path, count: int, first: int = 0) -> Path:
-    """Facts about pairs of words."""
-    pairs = [(a, b) for a in WORDS for b in WORDS if a != b]
-    lines = []
-    for i in range(first, first + count):
-        a, b = pairs[(i * 37) % len(pairs)]
-        question = f"The {a} {b} is in"
-        near = [{"question": "The fox is in", "answer": "Paris"}]
-        fact = {"question": question, "answer": CITIES[i % len(CITIES)], "subject": f"{a} {b}", "neighbours": near}
-        lines.append(json.dumps(fact | {"wordings": [f"One sees the {a} {b} in"]}))
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+SHORT = InjectionSettings(
+    batch_size=8, crowds=(8,), keys_first=2, alone_first=6, text_rows=2, text_length=8, prefixes=0.2
+)
 
 
 def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> Injection:
     torch.manual_seed(0)
     editor = ws.editor
-    config = InjectorConfig.fitting(ws.model, editor.text[0], width=16, heads=2, hidden=16)
+    config = InjectorConfig.fitting(ws.model, editor.text[0], width=16, heads=2, straight=8, hidden=16)
     lessons = Lessons(read_topics(data)[0], ws.tokenizer, [], PLAIN, 0)
     return Injection(editor, Injector(config), lessons, [], editor.text[0][:, 1:].tolist(), settings, 0)
 
@@ -64,14 +50,17 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Pat
         [data],
         without=[unseen],
         held_out=8,
-        loop=LoopSettings(steps=100, lr=1e-2, warmup=5, eval_every=0),
-        injection=replace(SHORT, alone_first=80),
+        examples=48,
+        loop=LoopSettings(steps=60, lr=3e-3, warmup=5, eval_every=0),
+        injection=replace(SHORT, keys_first=10, alone_first=50),
         variety=PLAIN,
         width=32,
     )
     log = read_log(workspace.path / "training/injector")
-    first, last = (sum(e["answer"] for e in part) / len(part) for part in (log[:10], log[60:80]))
-    assert last < 0.9 * first
+    first, last = (sum(e["key"] for e in part) / len(part) for part in (log[:3], log[7:10]))
+    assert last < 0.8 * first
+    first, last = (sum(e["answer"] for e in part) / len(part) for part in (log[10:20], log[40:50]))
+    assert last < 0.95 * first
     assert card["measured"]["facts"] == 8
     gained = []
     for topic in read_topics(unseen)[0]:
@@ -131,7 +120,7 @@ def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tm
 
 
 def test_gradients_of_a_crowd_reach_only_the_batch(workspace: npt.Workspace, tmp_path: Path) -> None:
-    t = task(workspace, facts(tmp_path / "train.jsonl", 40), replace(SHORT, alone_first=0, crowd_every=2))
+    t = task(workspace, facts(tmp_path / "train.jsonl", 40), replace(SHORT, keys_first=0, alone_first=0, crowd_every=2))
     for step in range(4):
         losses = t.losses(t.module, step, 0, 1)
         losses["loss"].backward()

@@ -25,6 +25,7 @@ def train_injector(
     without: UseAppendAction[tuple[Path, ...]] = (),
     text: Path | None = None,
     held_out: int = 100,
+    examples: int = 512,
     start: Path | None = None,
     width: int = 256,
     max_length: int = 64,
@@ -47,6 +48,7 @@ def train_injector(
         without: File whose subjects are left out, to measure with; may be repeated.
         text: File of ordinary text that should stay as it is, beside what the model writes itself.
         held_out: Facts that are not trained on but measured.
+        examples: Facts whose values are searched for first, a second each; a new injector starts from a fit to them.
         start: Injector file to go on from.
         width: Width of the network (a new one).
         max_length: Longest statement, in tokens (of a new one).
@@ -69,6 +71,7 @@ def train_injector(
         without=without,
         text=text,
         held_out=held_out,
+        examples=examples,
         start=start,
         loop=loop,
         injection=learning,

@@ -8,14 +8,14 @@ One forward pass of the frozen model over  start token, question, answer  gives,
 From these, with s_t = Mixer(W e_t + position + answer flag):
 
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
-    k_l = sum_t alpha_t^l m_t^l                                      the layer's own key for it
+    k_l = m_t^l at the t of the largest alpha_t^l                    the layer's own key for it
     a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
     v_l = longest_l sigmoid(w'_l . c) H_l c / |H_l c|                what the projection should add there
 
-with c a code of s, pooled over question and answer, and dW_l = v_l a_l^T. Only alpha and v are learned: the key is the
-layer's own representation of the fact's subject, found without being marked, whitened under the covariance C of
-ordinary text (ROME, Meng et al. 2202.05262, section 3.1). Networks that predict edits go back to MEND (Mitchell et al.
-2110.11309); this one predicts values, not gradients.
+with c a code of the answer's features and of s, pooled over question and answer, and dW_l = v_l a_l^T. Only alpha and v
+are learned: the key is the layer's own representation of the fact's subject, found without being marked, whitened under
+the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section 3.1). Networks that predict edits go back to
+MEND (Mitchell et al. 2110.11309); this one predicts values, not gradients.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class InjectorConfig:
     layers: tuple[int, ...]
     """layers whose down projection is edited"""
     depths: tuple[int, ...]
-    """layers behind which the residual stream is read as features"""
+    """layers behind which the residual stream is read as features; -1 for the token embeddings"""
     norms: tuple[float, ...]
     """mean norm of what each edited projection gives on ordinary text"""
     d_model: int
@@ -61,7 +61,9 @@ class InjectorConfig:
     heads: int = 4
     mixers: int = 2
     pools: int = 4
-    hidden: int = 512
+    straight: int = 256
+    """rank of the linear path from an answer to its values"""
+    hidden: int = 256
     max_length: int = 64
     """longest statement, in tokens, with the start token"""
     rho: float = 0.05
@@ -70,13 +72,13 @@ class InjectorConfig:
     """no value is longer than so many times the mean norm of what its projection gives on ordinary text"""
 
     def __post_init__(self) -> None:
-        sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "hidden", "max_length")
+        sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "straight", "hidden", "max_length")
         if bad := [s for s in sizes if getattr(self, s) < 1]:
             raise NPTError(f"an injector's {bad[0]} must be at least 1, not {getattr(self, bad[0])}")
-        if not self.layers or not self.depths or min(*self.layers, *self.depths) < 0:
+        if not self.layers or not self.depths or min(self.layers) < 0 or min(self.depths) < -1:
             raise NPTError("an injector needs layers to edit and depths to read")
-        if self.width % self.heads or self.pools % 2 or self.hidden % 2:
-            raise NPTError("an injector's width must be a multiple of its heads, and its pools and hidden even")
+        if self.width % self.heads or self.pools % 2:
+            raise NPTError("an injector's width must be a multiple of its heads, and its pools even")
         if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach) > 0:
             raise NPTError("an injector's rho, reach and one norm for each of its layers must be above 0")
 
@@ -84,14 +86,14 @@ class InjectorConfig:
     @torch.no_grad()
     def fitting(cls, model: PreTrainedModel, text: Tensor, **options: Any) -> InjectorConfig:
         """For a model of any depth and width: six layers from a tenth of its depth on, where a subject's last token
-        says the same in every context, and five depths to read. On 30 layers: 3 to 8, and 6, 12, 18, 24, 29.
+        says the same in every context, and six depths to read. On 30 layers: 3 to 8, and -1, 6, 12, 18, 24, 29.
 
         `text` (N, T) is ordinary text, each row behind the start token.
         """
         layers = decoder_layers(model)
         n, down = len(layers), projection(_mlp(layers[0]), "down")
         edited = sorted({min(n - 1, round(n / 10) + i) for i in range(max(1, min(6, round(n / 5))))})
-        depths = sorted({max(0, min(n - 1, round(n * i / 5))) for i in range(1, 6)})
+        depths = sorted({-1, *(min(n - 1, round(n * i / 5)) for i in range(1, 6))})
         norms: dict[int, float] = {}
         handles = [
             projection(_mlp(layers[i]), "down").register_forward_hook(
@@ -136,6 +138,21 @@ class Proposal(NamedTuple):
     """[n, L, d]"""
 
 
+def keys_at(alpha: Tensor, reading: Reading) -> Tensor:
+    """k_l, what is read at the likeliest token [n, L, f]; gradients reach alpha as if it were the mean under alpha.
+
+    A mean of several tokens' inputs would fire a little at each of them, and fully at none.
+    """
+    chosen = torch.nn.functional.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha)
+    return torch.einsum("nlt,nltf->nlf", chosen + alpha - alpha.detach(), reading.keys)
+
+
+def mean_answer(reading: Reading) -> Tensor:
+    """The features of the answer's tokens, averaged [n, depths * d]: they call for its values almost linearly."""
+    share = reading.answer / reading.answer.sum(1, keepdim=True)
+    return torch.einsum("nt,ntd->nd", share.to(reading.features), reading.features)
+
+
 def choose(scores: Tensor, among: Tensor) -> Tensor:
     """A softmax over the tokens, of those that may be chosen: scores [n, T, k], among [n, T] bool -> [n, T, k]."""
     return scores.masked_fill(~among[..., None], FAR).softmax(1)
@@ -173,9 +190,11 @@ class Injector(nn.Module):
         self.norm = nn.LayerNorm(r)
         self.key = nn.Linear(r, len(config.layers))
         self.pool = nn.Linear(r, config.pools)
+        self.straight = nn.Linear(len(config.depths) * config.d_model, config.straight)
         self.hidden = nn.Linear(config.pools * r, config.hidden)
-        self.values = nn.ModuleList([nn.Linear(config.hidden, config.d_model) for _ in config.layers])
-        self.size = nn.Linear(config.hidden, len(config.layers))
+        code = config.straight + config.hidden
+        self.values = nn.ModuleList([nn.Linear(code, config.d_model) for _ in config.layers])
+        self.size = nn.Linear(code, len(config.layers))
         nn.init.zeros_(self.size.weight)
         nn.init.constant_(self.size.bias, -1)
 
@@ -192,8 +211,8 @@ class Injector(nn.Module):
         of_question, of_answer = self.pool(s).chunk(2, -1)  # each [n, T, pools / 2]
         weights = torch.cat([choose(of_question, told & ~answer), choose(of_answer, answer)], -1)
         pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
-        straight, bent = self.hidden(F.layer_norm(pooled, pooled.shape[-1:])).chunk(2, -1)
-        code = torch.cat([straight, F.gelu(bent)], -1)  # an answer's token calls for its value almost linearly
+        bent = F.gelu(self.hidden(F.layer_norm(pooled, pooled.shape[-1:])))
+        code = torch.cat([self.straight(mean_answer(reading)), bent], -1)
         direction = F.normalize(torch.stack([head(code) for head in self.values], 1), dim=-1)
         longest = code.new_tensor(self.config.norms) * self.config.reach
         return alpha, (longest * self.size(code).sigmoid())[..., None] * direction
@@ -201,7 +220,7 @@ class Injector(nn.Module):
     def propose(self, reading: Reading, whitening: Whitening) -> Proposal:
         """The updates that the statements ask for."""
         alpha, V = self(reading)
-        K = torch.einsum("nlt,nltf->nlf", alpha, reading.keys)
+        K = keys_at(alpha, reading)
         return Proposal(alpha, K, self.rows(K, whitening), V)
 
     def rows(self, K: Tensor, whitening: Whitening) -> Tensor:
@@ -279,7 +298,7 @@ def read_statements(
 
 
 @contextmanager
-def _recording(model: nn.Module, config: InjectorConfig) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
     """By layer: the residual stream behind it, and what its down projection reads, of the pass made inside."""
     layers = decoder_layers(model)
     hidden: dict[int, Tensor] = {}
@@ -291,7 +310,8 @@ def _recording(model: nn.Module, config: InjectorConfig) -> Iterator[tuple[dict[
     def into(i: int) -> Any:
         return lambda module, args: read.__setitem__(i, args[0])
 
-    handles = [layers[i].register_forward_hook(behind(i)) for i in config.depths]
+    embeddings = model.get_input_embeddings()
+    handles = [(embeddings if i < 0 else layers[i]).register_forward_hook(behind(i)) for i in config.depths]
     handles += [projection(_mlp(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
     try:
         yield hidden, read

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from ..editing.editor import Editor
-from ..editing.injector import Injector, Proposal, read_statements
+from ..editing.injector import Injector, Proposal, keys_at, read_statements
 from ..editing.together import solve_together
 from ..errors import NPTError
 from ..structure import projection
@@ -93,6 +93,10 @@ class Injection:
             raise NPTError("no lesson of a batch fits into the injector's longest statement")
         with mode(self.model, "standard"):
             found = self._propose(module, lessons)
+            self._made = (lessons, found)
+            if step < s.keys_first:
+                key = self._key(lessons, found)
+                return {"loss": key + 0 * found.V.sum(), "key": key}  # every parameter has a gradient
             crowded = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
             others = self.crowd.draw(rng, rng.choice(s.crowds), [x.subject for x in lessons]) if crowded else None
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
@@ -113,11 +117,12 @@ class Injection:
         if texts:
             losses["text"] = kl[split:].mean()
             losses["loss"] = losses["loss"] + s.beta_text * share * losses["text"]
-        self._made = (lessons, found)
         return losses | {"crowd": torch.tensor(float(size if crowded else 0)), "norm": found.V.norm(dim=-1).mean()}
 
     def after(self, step: int) -> None:
         lessons, found = self._made
+        if step < self.settings.keys_first:
+            return
         self.crowd.add(found.K.detach(), found.V.detach(), [x.subject for x in lessons])
 
     def kept(self) -> dict[str, Tensor]:
@@ -175,7 +180,7 @@ class Injection:
         told = [self._statement(x) for x in lessons]
         reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
         alpha, V = module(reading)
-        K = torch.einsum("nlt,nltf->nlf", alpha, reading.keys)
+        K = keys_at(alpha, reading)
         return Proposal(alpha, K, self.injector.rows(K, self.editor.whitening), V)
 
     def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:

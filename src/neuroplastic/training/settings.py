@@ -86,7 +86,10 @@ class InjectionSettings:
     crowd_every: int = 3
     """Each so-manieth step is made in a crowd."""
 
-    alone_first: int = 240
+    keys_first: int = 60
+    """Steps that teach nothing but where the subject ends; they are cheap."""
+
+    alone_first: int = 120
     """Steps before the first crowd."""
 
     beta_near: float = 1.0
@@ -111,7 +114,7 @@ class InjectionSettings:
         for field in ("batch_size", "crowd_every", "text_rows"):
             if getattr(self, field) < 1:
                 raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("beta_near", "beta_text", "beta_key", "prefixes", "alone_first"):
+        for field in ("beta_near", "beta_text", "beta_key", "prefixes", "keys_first", "alone_first"):
             if not getattr(self, field) >= 0:
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
         if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:

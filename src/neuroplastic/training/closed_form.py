@@ -1,0 +1,152 @@
+"""Where an injector's training starts: its linear path fitted in closed form to what `consolidate` searches for.
+
+For some facts the targets of editing/targets.py are found, six steps of Adam each: per edited layer the change delta of
+the down projection's output at the subject's last token that makes the answer likely. Their directions
+u_l = delta_l / |delta_l| are regressed on the features x of the answer's tokens (injector.py), every fact weighed by
+the probability p that its answer reached:
+
+    W = argmin sum_n p_n |u_n - u_mean - W x_n|^2 + lambda |W|^2         x standardised, lambda chosen on a tenth
+
+and cut to the rank of the linear path by an SVD of the predictions. A few hundred facts take an answer's probability
+further than thousands of steps from a random start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..console import progress
+from ..editing.consolidate import ENOUGH, RATE, STEPS
+from ..editing.editor import Editor
+from ..editing.fact import asked
+from ..editing.injector import Injector, mean_answer, read_statements
+from ..editing.targets import Reader, find_targets, rows_of
+from ..errors import NPTError
+from ..files import read_tensors, write_tensors
+from ..surgery import mode
+from ..text import encode
+from .lessons import Topic
+
+TOGETHER = 16
+"""Facts whose targets are searched for in one batch."""
+LAMBDAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+class Examples(NamedTuple):
+    """What the regression is made from."""
+
+    x: Tensor
+    """features of the answers [N, depths * d]"""
+    delta: Tensor
+    """[N, L, d]"""
+    p: Tensor
+    """probability of each answer, per token, in its worst wording [N]"""
+
+
+def suitable(topics: Sequence[Topic]) -> list[Topic]:
+    """Those whose subject is known and stands in two wordings at least."""
+    return [t for t in topics if t.subject is not None and len(_wordings(t)) > 1]
+
+
+def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Path) -> Examples:
+    """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on."""
+    config, model, tokenizer = injector.config, editor.model, editor.tokenizer
+    parts = [p for p in editor.parts if p.index in config.layers]
+    prefix = editor.text[0][:1, 1:6].tolist()
+    found: list[Examples] = []
+    with mode(model, "standard"), progress("searching for the values of some facts") as step:
+        for first in range(0, len(topics), TOGETHER):
+            path = folder / f"examples-{first:06d}.safetensors"
+            if path.exists():
+                tensors, _ = read_tensors(path)
+                found.append(Examples(*(tensors[n].float() for n in Examples._fields)))
+                continue
+            facts = [
+                asked(w[0], t.answer, w[1:], t.subject)
+                for t in topics[first : first + TOGETHER]
+                for w in [_wordings(t)]
+            ]
+            rows, owner = rows_of(tokenizer, facts, prefix)
+            reader = Reader(model, parts, ("down",), rows)
+            targets = find_targets(reader, owner, STEPS, RATE, ENOUGH)
+            told = [(encode(tokenizer, f.question), encode(tokenizer, f.answer)) for f in facts]
+            x = mean_answer(read_statements(model, tokenizer, config, told))
+            delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
+            some = Examples(x, delta, torch.tensor(targets.probability))
+            write_tensors(path, {n: t.half() for n, t in some._asdict().items()}, {"kind": "examples"})
+            found.append(some)
+            step(min(first + TOGETHER, len(topics)), len(topics))
+    return Examples(*(torch.cat(ts) for ts in zip(*found, strict=True)))
+
+
+class Fit(NamedTuple):
+    """u = mean + (x - offset) W, W [D, L * d]."""
+
+    offset: Tensor
+    W: Tensor
+    mean: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mean + (x - self.offset) @ self.W
+
+
+def ridge(x: Tensor, u: Tensor, p: Tensor, lam: float) -> Fit:
+    """Weighted ridge regression on standardised features; x [N, D], u [N, O], p [N]. The dual form: N is below D."""
+    weight = (p / p.mean()).clamp_min(0.05)
+    offset = (weight[:, None] * x).sum(0) / weight.sum()
+    mean = (weight[:, None] * u).sum(0) / weight.sum()
+    scale = ((x - offset).square().mean(0).sqrt() + 1e-6) * x.shape[1] ** 0.5
+    z = (x - offset) / scale
+    dual = torch.linalg.solve(z @ z.T + lam * torch.diag(1 / weight), u - mean)
+    return Fit(offset, (z.T @ dual) / scale[:, None], mean)
+
+
+@torch.no_grad()
+def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
+    """Sets the linear path, and the usual size of each layer's value. Returns lambda, and the mean cosine between
+    predicted and found directions on the tenth that it was chosen on."""
+    config = injector.config
+    if len(examples.x) < 10:
+        raise NPTError(f"{len(examples.x)} facts are too few to fit values to; 10 are needed at least")
+    x, p = examples.x.double(), examples.p.double()
+    u = normalize(examples.delta.double(), dim=-1).flatten(1)
+    held = torch.arange(len(x)) % 10 == 9
+
+    def cosine(lam: float) -> float:
+        told = ridge(x[~held], u[~held], p[~held], lam)(x[held])
+        each = torch.nn.functional.cosine_similarity(told.unflatten(1, (-1, config.d_model)),
+                                                     u[held].unflatten(1, (-1, config.d_model)), dim=-1)  # fmt: skip
+        return float((each.mean(1) * p[held]).sum() / p[held].sum())
+
+    best = max(LAMBDAS, key=cosine)
+    fit = ridge(x, u, p, best)
+    told = (x - fit.offset) @ fit.W
+    rank = min(config.straight, len(x))
+    V = torch.linalg.svd(told, full_matrices=False).Vh[:rank]  # [rank, L * d]
+    code = fit.W @ V.T  # [D, rank]
+    spread = ((x - fit.offset) @ code).square().mean(0).sqrt() + 1e-9
+    code, heads = code / spread, (V * spread[:, None]).unflatten(1, (len(config.layers), config.d_model))
+    injector.straight.weight.zero_()
+    injector.straight.bias.zero_()
+    injector.straight.weight[:rank] = code.T.float()
+    injector.straight.bias[:rank] = -(fit.offset @ code).float()
+    mean = fit.mean.unflatten(0, (len(config.layers), config.d_model))
+    sizes = examples.delta.double().norm(dim=-1).mean(0) / (torch.tensor(config.norms).double() * config.reach)
+    injector.size.bias.copy_(torch.logit(sizes.clamp(0.05, 0.95)))
+    for i, head in enumerate(injector.values):
+        assert isinstance(head, torch.nn.Linear)
+        head.weight.zero_()
+        head.weight[:, :rank] = heads[:, i].T.float()
+        head.bias.copy_(mean[i])
+    return {"facts": float(len(x)), "lambda": best, "cosine": cosine(best)}
+
+
+def _wordings(topic: Topic) -> list[str]:
+    """The first two that name the subject."""
+    return [w for w in topic.wordings if topic.subject is not None and topic.subject in w][:2]
