@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..config import Axes, GeneratorInput
 from ..console import Progress
 from ..modulation import residual_growth
-from ..observe import Seen, observing
+from ..observe import Seen, read_layers
 from ..structure import LayerParts
 
 if TYPE_CHECKING:
@@ -117,28 +116,15 @@ def collect(
 ) -> dict[int, Moments]:
     """The moments of all of these layers in one pass over `text` (N, T), rows of tokens without padding.
 
-    The layers must be in standard mode. Nothing behind the last of them is computed.
+    The layers must be in standard mode.
     """
-    last = max(p.index for p in parts)
     width = model.get_input_embeddings().embedding_dim
     found = {p.index: Moments(axes, source, width, model.device) for p in parts}
-
-    def see(seen: Seen) -> None:
-        found[seen.parts.index].add(seen)
-        if seen.parts.index == last:
-            raise _Enough
-
-    with observing(parts, see):
-        for done in range(0, len(text), BATCH):
-            with suppress(_Enough):
-                model.base_model(input_ids=text[done : done + BATCH], use_cache=False)
-            if step is not None:
-                step(min(done + BATCH, len(text)), len(text))
+    for done in range(0, len(text), BATCH):
+        read_layers(model, parts, lambda seen: found[seen.parts.index].add(seen), input_ids=text[done : done + BATCH])
+        if step is not None:
+            step(min(done + BATCH, len(text)), len(text))
     return found
-
-
-class _Enough(Exception):
-    """Raised behind the last layer that is looked at: the rest of the model need not run."""
 
 
 def _rows(t: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..console import note
 from ..errors import CheckFailed, NPTError
 from ..files import whole_file
-from .checkpoint import Progressed, checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import Progressed, check_folder, checkpoints, load_checkpoint, save_checkpoint
 from .settings import LoopSettings
 
 LOG = "log.jsonl"
@@ -71,9 +71,8 @@ def run(
     """
     accelerator = _accelerator(settings)
     described = json.loads(json.dumps({**described, **asdict(settings)}))
+    check_folder(folder, described, resume)
     found = checkpoints(folder)
-    if found and not resume:
-        raise NPTError(f"{folder} holds a training already; go on with it by --resume, or choose another folder")
     torch.manual_seed(settings.seed)
     optimizer: Any = torch.optim.AdamW(task.module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     progressed = Progressed(0, 0)
@@ -104,8 +103,10 @@ def run(
                         if math.isfinite(norm):
                             optimizer.step()
                         optimizer.zero_grad()
-                for key, value in losses.items():
-                    logged[key] = logged.get(key, 0.0) + float(value.detach()) / settings.grad_accum
+                values = accelerator.reduce(torch.stack([v.detach().float() for v in losses.values()]), "mean")
+                for key, value in zip(losses, values.tolist(), strict=True):
+                    logged[key] = logged.get(key, 0.0) + value / settings.grad_accum
+            logged = _mean_over_processes(accelerator, logged)
             task.after(step)
             failed_in_a_row = 0 if math.isfinite(norm) else failed_in_a_row + 1
             skipped += not math.isfinite(norm)
@@ -117,6 +118,8 @@ def run(
                 "lr": settings.rate(step),
                 "seconds": seconds,
             }
+            if "tokens" in logged:  # of one share
+                entry["tokens_per_second"] = logged["tokens"] * parts / seconds
             done, last = step + 1, step + 1 == settings.steps
             if last or (settings.eval_every and done % settings.eval_every == 0):
                 measured = task.evaluate(done)
@@ -145,6 +148,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """What a training has logged, a mapping per step."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if "step" in entry]
+
+
+def _mean_over_processes(accelerator: Any, logged: dict[str, float]) -> dict[str, float]:
+    """What each process has logged about its share, as one."""
+    if accelerator.num_processes == 1:
+        return logged
+    values = torch.tensor(list(logged.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(logged, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def _accelerator(settings: LoopSettings) -> Any:
