@@ -1,6 +1,6 @@
 """Distillation: generators learn to make converted layers do what the pretrained ones do (specification, section 5).
 
-    L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2    target: MLP(x_c), or a + MLP(x_c) (`drop`)
+    L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
       + fidelity_weight  KL(base || plastic)
       + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
 

@@ -1,7 +1,7 @@
 """The losses of distillation: pure functions on tensors (specification, section 5).
 
-All are sums over tokens with `weight`s that add up to 1 over the tokens of a whole step: so the shares of a batch add up
-to the batch, on however many processes, and padding has weight 0.
+All are sums over tokens with `weight`s that add up to 1 over the tokens of a whole step: so the shares of a batch add
+up to the batch, on however many processes, and padding has weight 0.
 """
 
 from __future__ import annotations

@@ -204,4 +204,4 @@ def _to_device(workspace: Workspace) -> None:
     """Onto the device that Accelerate gives this process."""
     from accelerate import PartialState
 
-    workspace.model.to(PartialState().device)  # type: ignore[arg-type]
+    workspace.model.to(PartialState().device)
