@@ -5,8 +5,8 @@ python benchmarks/calibrate.py [--full] [--json]
 smollm2-135m in float32, `dual`, generators that read the effect, default data (text that the model wrote itself; it is
 written first, if it is not in the cache). Held out: 64 rows of the same kind and the 16 of `npt fidelity`, 128 tokens
 each, none of which is fitted on. Bars: top two layers at rank 64 within 1 % of the base's perplexity; all 30 layers at
-rank 256 within 5 %; the fit of all layers in under 90 s. --full: other ranks, generators that read the attention output,
-`--np-rank auto` beside equal ranks of the same budget, and `--sequential`.
+rank 256 within 5 %; the fit of all layers in under 90 s. --full: other ranks, generators that read the attention
+output, `--np-rank auto` beside equal ranks of the same budget, and `--sequential`.
 """
 
 from __future__ import annotations

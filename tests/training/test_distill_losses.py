@@ -191,6 +191,6 @@ def test_a_stream_is_a_function_of_the_row_and_goes_on_where_it_was() -> None:
     opened.clear()
     again.restore(kept)
     assert same(again.rows(5, 4), all_rows[slice(5, 9)])
-    assert opened == [int(kept["stream"][1])]
+    assert opened[0] == int(kept["stream"][1]) > 0
     with pytest.raises(NPTError, match="holds no text"):
         Streamed(lambda n: [], lambda t: [], start=1, length=6).rows(0, 1)

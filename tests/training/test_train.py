@@ -193,13 +193,15 @@ def test_the_teacher_stage_is_local_and_its_losses_are_the_formula(fresh: Any) -
     module = distillation(ws, reg_weight=0.0)
     found = module(ROWS, WEIGHT, 0.0)
     with torch.no_grad(), mode(ws.model, "standard"):
-        states = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, output_hidden_states=True).hidden_states
+        states = ws.model(
+            input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False, output_hidden_states=True
+        ).hidden_states
     for i, p in npt.plastic_layers(ws.model).items():
         captured: list[Any] = []
         parts: Any = p.parts
         handle = parts.attention_end.register_forward_hook(lambda m, a, out, c=captured: c.append(out))
         with torch.no_grad(), mode(ws.model, "standard"):
-            ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions)
+            ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False)
         handle.remove()
         a = captured[0][0] if isinstance(captured[0], tuple) else captured[0]
         mlp, g = parts.mlp, p.generator.state_dict()
@@ -211,7 +213,7 @@ def test_the_teacher_stage_is_local_and_its_losses_are_the_formula(fresh: Any) -
             made = mlp.down_proj(mlp.act_fn(gate) * up)
             target = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x_c)) * mlp.up_proj(x_c))
         error = (made - target).square().sum(-1) / target.square().sum(-1).clamp_min(float(module.power[i]))
-        assert float(found[f"direct.{i}"]) == pytest.approx(float((WEIGHT * error).sum()), rel=1e-4)
+        assert found[f"direct.{i}"].item() == pytest.approx(float((WEIGHT * error).sum()), rel=1e-4)
     lower, upper = (list(module.generators[i].parameters()) for i in ("0", "1"))
     crossing = torch.autograd.grad(found["direct.1"], lower, retain_graph=True, allow_unused=True)
     assert all(g is None for g in crossing)
@@ -226,9 +228,9 @@ def test_a_student_is_fed_a_blend_and_then_its_own(fresh: Any) -> None:
         local = module(ROWS, WEIGHT, 0.0)
         nearly, half, own = (module(ROWS, WEIGHT, b) for b in (1e-7, 0.5, 1.0))
         with mode(ws.model, "standard"):
-            teacher = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions).logits
+            teacher = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False).logits
         with mode(ws.model, "dynamic"):
-            student = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions).logits
+            student = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False).logits
     for i in (0, 1):
         assert float(nearly[f"direct.{i}"]) == pytest.approx(float(local[f"direct.{i}"]), rel=1e-4)
     assert float(half["direct.0"]) == pytest.approx(float(local["direct.0"]), rel=1e-5)  # nothing is in front of it
