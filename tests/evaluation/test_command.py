@@ -118,6 +118,7 @@ def test_bad_input_is_answered(run: Any, tmp_path: Path) -> None:
     assert run(FLAT, "--report", report)[0] == 0
     for data, options, cause in (
         (FLAT, ["--method", "magic"], "method must be one of unedited, prompt, consolidate, refine, token"),
+        (FLAT, ["--method", ","], "there is no method to evaluate"),
         (FLAT, ["--limit", "0"], "limit must be at least 1"),
         (FLAT, ["--sequential", "0"], "limit must be at least 1"),
         (FLAT, ["--seed", "1", "--report", report], "holds the report of another run"),

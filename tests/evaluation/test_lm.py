@@ -12,6 +12,7 @@ from neuroplastic.cli import main
 from neuroplastic.evaluation.asking import ask
 
 pytest.importorskip("lm_eval", reason="the extra `lm` is not installed")
+pytestmark = pytest.mark.slow  # the harness indexes all of its tasks first
 
 QUESTIONS = [
     ("The Eiffel Tower is located in the city of", ["Paris", "Madrid"], 0),

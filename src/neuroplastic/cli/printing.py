@@ -58,14 +58,15 @@ def _agreements(console: Console, what: str, found: dict[str, Any]) -> None:
 
 
 def sweep(console: Console, r: dict[str, Any]) -> None:
-    table = Table("preset", "generator", "np_rank", "parameters", "perplexity ratio", "KL", "same likeliest", "logits")
+    table = Table("preset", "generator", "parameters", "perplexity", "KL", "likeliest", "logits")
     for row in r["rows"]:
-        made = (row["preset"], row["generator"], str(row["np_rank"] or ""), f"{row['parameters']:,}")
+        rank = "" if row["np_rank"] is None else f" {row['np_rank']}"
+        made = (row["preset"], row["generator"] + rank, f"{row['parameters']:,}")
         if row["refused"]:
             table.add_row(*made, f"refused: {row['refused']}")
             continue
-        ratio, kl, same = f"{row['perplexity_ratio']:.4f}", f"{row['kl']:.3g}", f"{row['top1_agreement']:.2%}"
-        table.add_row(*made, ratio, kl, same, f"{row['max_logit_error']:.3g}")
+        ratio, kl, same = f"x {row['perplexity_ratio']:.4g}", f"{row['kl']:.3g}", f"{row['top1_agreement']:.2%}"
+        table.add_row(*made, ratio, kl, same, f"{row['max_logit_error']:.2g}")
     console.print(table)
     console.print(r["not_available"], highlight=False)
 

@@ -40,7 +40,10 @@ def _table(found: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 def _blocks(found: dict[str, Any]) -> Iterator[Html]:
     if "rows" in found:
         yield heading("By preset and rank")
-        yield table([*SWEPT, "refused"], ([_number(row.get(k)) for k in (*SWEPT, "refused")] for row in found["rows"]))
+        yield table(
+            [n.replace("_", " ") for n in (*SWEPT, "refused")],
+            ([_number(row.get(k)) for k in (*SWEPT, "refused")] for row in found["rows"]),
+        )
         yield paragraph(found["not_available"])
         return
     names = (*AGREEMENT, "perplexity_base", "perplexity", "max_logit_error")

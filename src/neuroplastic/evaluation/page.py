@@ -13,7 +13,7 @@ h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-t
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { font-weight: 600; background: var(--soft); } th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; } small { opacity: .7; white-space: nowrap; }
+.text { text-align: left; } small { opacity: .7; white-space: nowrap; }
 figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { opacity: .8; font-size: .92rem; }
 .wide { overflow-x: auto; } summary { cursor: pointer; } code { font-size: .92em; }
 """
@@ -48,15 +48,16 @@ def paragraph(words: object) -> Html:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """Cells that are numbers or markup stand on the right, text on the left."""
-    lines = ["".join(f"<th>{text(h)}</th>" for h in head)]
-    lines += ["".join(_cell(c) for c in row) for row in rows]
-    return Html('<div class="wide"><table>\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table></div>")
+    """Columns of numbers or markup stand on the right, those of text on the left, as their first cells are."""
+    body = list(rows)
+    left = [isinstance(c, str) and not isinstance(c, Html) for c in (body[0] if body else head)]
+    lines = [_line("th", head, left), *(_line("td", row, left) for row in body)]
+    return Html('<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>")
 
 
-def _cell(value: object) -> str:
-    plain = isinstance(value, str) and not isinstance(value, Html)
-    return f'<td class="text">{text(value)}</td>' if plain else f"<td>{text(value)}</td>"
+def _line(tag: str, cells: Sequence[object], left: Sequence[bool]) -> str:
+    marks = (' class="text"' if at_left else "" for at_left in left)
+    return "<tr>" + "".join(f"<{tag}{m}>{text(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)) + "</tr>"
 
 
 def figure(svg: str, caption: str) -> Html:

@@ -65,7 +65,7 @@ def retention(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             ax.plot(edits, mean, label=method, markersize=4, **style)
         axes[-1].plot(edits, [100 * s["perplexity"] for s in own], label=method, markersize=4, **style)
     for name, ax in zip((*names, "rise of perplexity, %"), axes, strict=True):
-        _logarithmic(ax)
+        _logarithmic(ax, sorted({s["edits"] for s in steps}))
         ax.set_xlabel("edits in place")
         ax.set_title(name, fontsize=10, color=INK)
     for ax in axes[:-1]:
@@ -118,14 +118,14 @@ def curves(series: Mapping[str, Sequence[float]], at: Sequence[int], label: str,
     return _svg(figure, f"curves {label} {name}")
 
 
-def _logarithmic(axes: Axes) -> None:
-    """Seconds and counts from left to right, with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _logarithmic(axes: Axes, at: Sequence[float] | None = None) -> None:
+    """Seconds and counts from left to right, with plain numbers; marked where `at` says, else at 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if at is None else FixedLocator(at))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _figure(width: float, height: float, columns: int = 1) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import progress
+from ..errors import NPTError
 from .contenders import Contender
 from .edits import Row, evaluate, summarise
 from .examination import Examination
@@ -33,11 +34,13 @@ def run_suite(
     report: Path | None = None,
     malformed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` keeps the edits, one upon another.
+    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` keeps edits, one upon another.
 
-    Raises NPTError where `report` belongs to another run or cannot be made, and for a contender that makes no edit
-    where edits are kept.
+    Raises NPTError without contenders, where `report` belongs to another run or cannot be made, and for a contender
+    that makes no edit where edits are kept.
     """
+    if not contenders:
+        raise NPTError("there is no method to evaluate")
     if report is not None:
         need_matplotlib()
     settings = {"suite": suite.name, "base": editor.sha256, "data": data, "methods": list(contenders), "seed": seed}

@@ -106,7 +106,6 @@ def run(
                 values = accelerator.reduce(torch.stack([v.detach().float() for v in losses.values()]), "mean")
                 for key, value in zip(losses, values.tolist(), strict=True):
                     logged[key] = logged.get(key, 0.0) + value / settings.grad_accum
-            logged = _mean_over_processes(accelerator, logged)
             task.after(step)
             failed_in_a_row = 0 if math.isfinite(norm) else failed_in_a_row + 1
             skipped += not math.isfinite(norm)
@@ -148,14 +147,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """What a training has logged, a mapping per step."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if "step" in entry]
-
-
-def _mean_over_processes(accelerator: Any, logged: dict[str, float]) -> dict[str, float]:
-    """What each process has logged about its share, as one."""
-    if accelerator.num_processes == 1:
-        return logged
-    values = torch.tensor(list(logged.values()), dtype=torch.float64, device=accelerator.device)
-    return dict(zip(logged, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def _accelerator(settings: LoopSettings) -> Any:
