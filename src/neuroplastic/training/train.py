@@ -103,12 +103,8 @@ class Distilling:
         stage, blend = stage_at(step, settings.steps, settings.shares)
         found: dict[str, Tensor] = module(rows[share], weight[share], blend)
         tokens = rows.valid.sum() / parts
-        return {
-            **found,
-            "stage": tokens.new_tensor(STAGES.index(stage)),
-            "blend": torch.tensor(blend),
-            "tokens": tokens,
-        }
+        where = {"stage": tokens.new_tensor(STAGES.index(stage)), "blend": tokens.new_tensor(blend)}
+        return {**found, **where, "tokens": tokens}
 
     def _rows(self, step: int, parts: int) -> Packed:
         if self._read is None or self._read[0] != step:
