@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH = 16
+SLOPED = 8
+"""Each so-manieth position serves for the slopes, of which only a mean over all hidden units is used."""
 
 
 class Moments:
@@ -37,7 +39,7 @@ class Moments:
         self._ss, self._ts, self._tt = zeros(d_model, d_model), zeros(d_model, d_model), zeros(d_model, d_model)
         self._growth = zeros(d_model)
         self._carried, self._carried_power = zeros(d_model, d_model), zeros()
-        self._slopes: Tensor = zeros()
+        self._sloped, self._slopes = 0, zeros()
         self._behind, self._stream = 0, zeros()
 
     def add(self, seen: Seen) -> None:
@@ -46,20 +48,22 @@ class Moments:
         e = x_c - x
         s = a if self.source == "attention" else e
         self.count += len(s)
-        self._ss += s.T @ s
+        ss = s.T @ s
+        self._ss += ss
         if self.axes.mlp_input == "pre_attention":
             t = e
             if not self.axes.on_weights and self.axes.modulation != "additive":
                 growth = residual_growth(_rows(seen.h), a * seen.parts.attention_scale)
                 self._growth += ((growth - 1) * s).sum(0)
                 t = x_c - growth * x
-            self._ts += t.T @ s
-            self._tt += t.T @ t
+            self._ts += ss if t is s else t.T @ s
+            self._tt += ss if t is s else t.T @ t
         if "down" in self.axes.sites and self.axes.attention_residual == "drop":
             carried = _rows(seen.carried)
             self._carried += carried.T @ s
             self._carried_power += carried.square().sum()
         self._slopes = self._slopes + _slopes(seen)
+        self._sloped += seen.g[:, ::SLOPED].shape[:2].numel()
         stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
         self._stream += stream.square().sum()
         self._behind += len(stream)
@@ -97,7 +101,7 @@ class Moments:
     @property
     def slopes(self) -> Tensor:
         """E[(dm_j/dg_j)^2 + (dm_j/du_j)^2] / 2 of each hidden unit [f], m = act(g) u."""
-        return self._slopes / self.count
+        return self._slopes / self._sloped
 
     @property
     def stream(self) -> float:
@@ -132,8 +136,8 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _slopes(seen: Seen) -> Tensor:
-    """Sum over tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation, whatever act is."""
-    g, u = _rows(seen.g).requires_grad_(), _rows(seen.u)
+    """Sum over some tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation, whatever act is."""
+    g, u = _rows(seen.g[:, ::SLOPED]).requires_grad_(), _rows(seen.u[:, ::SLOPED])
     with torch.enable_grad():
         m = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
         (slope,) = torch.autograd.grad(m.sum(), g)
