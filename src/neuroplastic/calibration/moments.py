@@ -136,7 +136,7 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _slopes(seen: Seen) -> Tensor:
-    """Sum over some tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation, whatever act is."""
+    """Sum over some tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation."""
     g, u = _rows(seen.g[:, ::SLOPED]).requires_grad_(), _rows(seen.u[:, ::SLOPED])
     with torch.enable_grad():
         m = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
