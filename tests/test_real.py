@@ -120,3 +120,13 @@ def test_the_readme_example_runs() -> None:
     assert "Rome" in done.stdout
     code = example.read_text().split('"""')[2].strip()
     assert code in (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_calibration_in_closed_form(tmp_path: Path) -> None:
+    """Two layers from 4,096 tokens; benchmarks/calibrate.py has the bars on the default data."""
+    npt_json("convert", "smollm2-135m", tmp_path / "w", "--layers", "top2")
+    status, found = npt_json("calibrate", tmp_path / "w", "--np-rank", 64, "--tokens", 4096)
+    assert status == 0
+    assert found["perplexity"] < 1.03 * found["perplexity_base"]
+    assert found["out_of_reach"] == []
+    assert npt_json("fidelity", tmp_path / "w", "--max-tokens", 508)[1]["kl"] < 0.03

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
     from .surgery import convert, plastic_layers, revert, set_mode
+    from .training.recipe import TrainSettings
+    from .training.train import train
     from .workspace import Workspace
 
 __version__ = "0.1.0"
@@ -53,6 +55,8 @@ _HOME = {
     "plastic_layers": "surgery",
     "revert": "surgery",
     "set_mode": "surgery",
+    "TrainSettings": "training.recipe",
+    "train": "training.train",
 }
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "Modulation",
     "NPTError",
     "PlasticityConfig",
+    "TrainSettings",
     "Workspace",
     "asked",
     "calibrate",
@@ -82,6 +87,7 @@ __all__ = [
     "plastic_layers",
     "revert",
     "set_mode",
+    "train",
     "transfer",
 ]
 

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "code_gram",
     "compress",
     "frobenius_norm",
     "inner_product",
     "modulate_activation",
     "rank_k_effect",
     "residual_growth",
+    "self_gram",
     "self_key",
 ]
 
@@ -43,6 +45,23 @@ def rank_k_effect(v_a: Tensor, v_b: Tensor, z: Tensor) -> Tensor:
     """
     c = torch.einsum("...ki,...i->...k", v_a, z)
     return torch.einsum("...ko,...k->...o", v_b, c)
+
+
+def self_gram(z: Tensor, k: int) -> Tensor:
+    """V_a^T V_a of k self keys z/|z|^2: 1/|z|^2 everywhere. z [..., d_in] -> [..., k, k]."""
+    power = z.square().sum(-1).clamp_min(torch.finfo(z.dtype).tiny)
+    return power.reciprocal()[..., None, None].expand(*power.shape, k, k)
+
+
+def code_gram(code: Tensor, M: Tensor, k: int) -> Tensor:
+    """V^T V of the vectors v_j = M_j code, without forming them: code^T (M_i^T M_j) code.
+
+    code [..., r], M [d, k r] the stacked M_j -> [..., k, k]. Forming the vectors costs d k r per token, this (k r)^2.
+    """
+    r = code.shape[-1]
+    G = (M.T @ M).unflatten(0, (k, r)).unflatten(-1, (k, r))  # [k, r, k, r]
+    half = torch.einsum("irjs,...s->...irj", G, code)
+    return torch.einsum("...irj,...r->...ij", half, code)
 
 
 def residual_growth(h: Tensor, a: Tensor) -> Tensor:

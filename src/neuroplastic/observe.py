@@ -6,13 +6,16 @@ Everything that learns a generator learns from this: calibration from sums over 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .structure import LayerParts, projection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,25 @@ def observing(parts: Sequence[LayerParts], see: Callable[[Seen], None]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+def read_layers(
+    model: PreTrainedModel, parts: Sequence[LayerParts], see: Callable[[Seen], None], **inputs: Tensor
+) -> None:
+    """One forward pass as far as the last of the layers, which must be in standard mode; the rest is not computed."""
+    last = max(p.index for p in parts)
+
+    def look(seen: Seen) -> None:
+        see(seen)
+        if seen.parts.index == last:
+            raise _Enough
+
+    with observing(parts, look), suppress(_Enough):
+        model.base_model(use_cache=False, **inputs)
+
+
+class _Enough(Exception):
+    """Raised behind the last layer that is looked at."""
 
 
 def _listen(p: LayerParts, see: Callable[[Seen], None]) -> Iterator[Any]:

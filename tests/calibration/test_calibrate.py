@@ -71,9 +71,9 @@ def test_error_falls_with_rank_and_is_what_the_singular_values_say() -> None:
         model = converted(np_rank=rank, layers="1")
         explained = fit_generators(model, TEXT)[1]
         p, seen = npt.plastic_layers(model)[1], seen_by(model, 1)
-        e = seen.x_c - seen.x
+        e = (seen.x_c - seen.x).detach()
         W = torch.cat([matrix(projection(p.parts.mlp, site)) for site in ("gate", "up")])
-        Q = torch.cat([p.generator.payload[site].weight for site in ("gate", "up")])  # type: ignore
+        Q = torch.cat([p.generator.payload[site].weight.detach() for site in ("gate", "up")])  # type: ignore
         with torch.no_grad():
             left = e @ W.T - e @ p.generator.code.weight.T @ Q.T  # type: ignore[union-attr, operator]
         errors.append(float(left.square().sum() / (e @ W.T).square().sum()))
@@ -87,13 +87,15 @@ def test_weights_against_explicit_least_squares(preset: Any, source: Any) -> Non
     """The whole of a layer's fit from plain tensors: lstsq, weights of the sites, truncation."""
     model = converted(preset=preset, input=source, layers="1")
     p, seen = npt.plastic_layers(model)[1], seen_by(model, 1)
-    fit_generators(model, TEXT)
+    with mode(model, "standard"):
+        moments = collect(model, [p.parts], p.config.axes, source, TEXT)[1]
+    write(p, solve(p, moments, ridge=0))
     mlp = p.parts.mlp
     e, a = (seen.x_c - seen.x).flatten(0, 1), seen.a.flatten(0, 1)
     s = a if source == "attention" else e
-    g = seen.g.flatten(0, 1).requires_grad_()
+    g = seen.g[:, ::8].flatten(0, 1).requires_grad_()
     (slope,) = torch.autograd.grad(torch.nn.functional.silu(g).sum(), g)
-    d_g, d_u = slope * seen.u.flatten(0, 1), torch.nn.functional.silu(g.detach())
+    d_g, d_u = slope * seen.u[:, ::8].flatten(0, 1), torch.nn.functional.silu(g.detach())
     columns = matrix(projection(mlp, "down")).square().sum(0)
     beta = float(((d_g.square().mean(0) + d_u.square().mean(0)) / 2 * columns).mean()) ** 0.5
     wanted = {"gate": e @ matrix(projection(mlp, "gate")).T, "up": e @ matrix(projection(mlp, "up")).T, "down": a}
@@ -105,7 +107,7 @@ def test_weights_against_explicit_least_squares(preset: Any, source: Any) -> Non
     expected = (U[:, :6] * S[:6]) @ Vh[:6]
     code = s @ p.generator.code.weight.T  # type: ignore[union-attr, operator]
     ours = torch.cat([weight[site] * (code @ p.generator.payload[site].weight.T) for site in sites], 1)  # type: ignore
-    assert (ours - expected).norm() < 1e-3 * expected.norm()
+    assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_activations_against_explicit_least_squares() -> None:

@@ -13,7 +13,7 @@ from ..generators.low_rank import LowRankActivations, LowRankWeights
 from ..structure import projection
 from ..surgery import Plasticity
 from .moments import Moments
-from .regression import Subspace, linear_fit, subspace
+from .regression import RIDGE, Subspace, linear_fit, subspace
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check_calibratable(config: PlasticityConfig) -> None:
         raise NPTError("a ReLU bottleneck carries a linear code in pairs: np_rank must be at least 2")
 
 
-def solve(plasticity: Plasticity, moments: Moments) -> Solution:
+def solve(plasticity: Plasticity, moments: Moments, ridge: float = RIDGE) -> Solution:
     """The reduced-rank regression of one layer.
 
     Errors at gate and up count as much as they change the layer's output, on average and to first order: with
@@ -71,8 +71,8 @@ def solve(plasticity: Plasticity, moments: Moments) -> Solution:
             cross[site] = W @ moments.ts
             weighed.append(beta2**0.5 * cross[site])
             power += beta2 * float((W.T @ W * moments.tt).sum())
-    growth = linear_fit(moments.ss, moments.growth)
-    return Solution(subspace(moments.ss, weighed), cross, power, moments.stream, growth)
+    growth = linear_fit(moments.ss, moments.growth, ridge)
+    return Solution(subspace(moments.ss, weighed, ridge), cross, power, moments.stream, growth)
 
 
 @torch.no_grad()

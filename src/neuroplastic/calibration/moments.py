@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,13 +11,15 @@ from torch import Tensor
 from ..config import Axes, GeneratorInput
 from ..console import Progress
 from ..modulation import residual_growth
-from ..observe import Seen, observing
+from ..observe import Seen, read_layers
 from ..structure import LayerParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH = 16
+SLOPED = 8
+"""Each so-manieth position serves for the slopes, of which only a mean over all hidden units is used."""
 
 
 class Moments:
@@ -38,7 +39,7 @@ class Moments:
         self._ss, self._ts, self._tt = zeros(d_model, d_model), zeros(d_model, d_model), zeros(d_model, d_model)
         self._growth = zeros(d_model)
         self._carried, self._carried_power = zeros(d_model, d_model), zeros()
-        self._slopes: Tensor = zeros()
+        self._sloped, self._slopes = 0, zeros()
         self._behind, self._stream = 0, zeros()
 
     def add(self, seen: Seen) -> None:
@@ -47,20 +48,22 @@ class Moments:
         e = x_c - x
         s = a if self.source == "attention" else e
         self.count += len(s)
-        self._ss += s.T @ s
+        ss = s.T @ s
+        self._ss += ss
         if self.axes.mlp_input == "pre_attention":
             t = e
             if not self.axes.on_weights and self.axes.modulation != "additive":
                 growth = residual_growth(_rows(seen.h), a * seen.parts.attention_scale)
                 self._growth += ((growth - 1) * s).sum(0)
                 t = x_c - growth * x
-            self._ts += t.T @ s
-            self._tt += t.T @ t
+            self._ts += ss if t is s else t.T @ s
+            self._tt += ss if t is s else t.T @ t
         if "down" in self.axes.sites and self.axes.attention_residual == "drop":
             carried = _rows(seen.carried)
             self._carried += carried.T @ s
             self._carried_power += carried.square().sum()
         self._slopes = self._slopes + _slopes(seen)
+        self._sloped += seen.g[:, ::SLOPED].shape[:2].numel()
         stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
         self._stream += stream.square().sum()
         self._behind += len(stream)
@@ -98,7 +101,7 @@ class Moments:
     @property
     def slopes(self) -> Tensor:
         """E[(dm_j/dg_j)^2 + (dm_j/du_j)^2] / 2 of each hidden unit [f], m = act(g) u."""
-        return self._slopes / self.count
+        return self._slopes / self._sloped
 
     @property
     def stream(self) -> float:
@@ -117,28 +120,15 @@ def collect(
 ) -> dict[int, Moments]:
     """The moments of all of these layers in one pass over `text` (N, T), rows of tokens without padding.
 
-    The layers must be in standard mode. Nothing behind the last of them is computed.
+    The layers must be in standard mode.
     """
-    last = max(p.index for p in parts)
     width = model.get_input_embeddings().embedding_dim
     found = {p.index: Moments(axes, source, width, model.device) for p in parts}
-
-    def see(seen: Seen) -> None:
-        found[seen.parts.index].add(seen)
-        if seen.parts.index == last:
-            raise _Enough
-
-    with observing(parts, see):
-        for done in range(0, len(text), BATCH):
-            with suppress(_Enough):
-                model.base_model(input_ids=text[done : done + BATCH], use_cache=False)
-            if step is not None:
-                step(min(done + BATCH, len(text)), len(text))
+    for done in range(0, len(text), BATCH):
+        read_layers(model, parts, lambda seen: found[seen.parts.index].add(seen), input_ids=text[done : done + BATCH])
+        if step is not None:
+            step(min(done + BATCH, len(text)), len(text))
     return found
-
-
-class _Enough(Exception):
-    """Raised behind the last layer that is looked at: the rest of the model need not run."""
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -146,8 +136,8 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _slopes(seen: Seen) -> Tensor:
-    """Sum over tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation, whatever act is."""
-    g, u = _rows(seen.g).requires_grad_(), _rows(seen.u)
+    """Sum over some tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation."""
+    g, u = _rows(seen.g[:, ::SLOPED]).requires_grad_(), _rows(seen.u[:, ::SLOPED])
     with torch.enable_grad():
         m = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
         (slope,) = torch.autograd.grad(m.sum(), g)

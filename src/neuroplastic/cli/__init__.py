@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from ..console import note
 from ..errors import CheckFailed, NPTError
-from .common import app
+from .common import app, arguments
 
 # Importing them is what adds the commands, in the order in which they are listed.
 # isort: off
@@ -41,6 +41,7 @@ Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `npt`. Returns the exit status."""
     args = list(sys.argv[1:] if args is None else args)
+    arguments[:] = args
     try:
         return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
     except (NPTError, CheckFailed) as e:

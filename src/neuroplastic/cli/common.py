@@ -27,6 +27,9 @@ DestArg = Annotated[Positional[Path], tyro.conf.arg(metavar="DEST")]
 SourceArg = Annotated[Positional[Path], tyro.conf.arg(metavar="DIR")]
 Json = Annotated[bool, tyro.conf.arg(help="Print one JSON object on standard output.")]
 
+arguments: list[str] = []
+"""The words of the command line that runs, for commands that must know which flags were given."""
+
 LOADED: dict[Path, Workspace] = {}
 """The workspace of a shell, in which commands find it open."""
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from pathlib import Path
+
 from tyro.conf import OmitArgPrefixes
 
 from ..calibration.options import CalibrateOptions
-from . import printing
+from ..training.recipe import TrainSettings
+from ..training.settings import from_yaml
+from . import common, printing
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
 
@@ -23,3 +28,34 @@ def calibrate(workspace: WorkspaceArg, *, options: OmitArgPrefixes[CalibrateOpti
     from ..calibration.calibrate import calibrate
 
     return show_result(json, calibrate(ws, options).to_dict(), printing.calibration)
+
+
+@app.command
+def train(
+    workspace: WorkspaceArg,
+    *,
+    recipe: Path | None = None,
+    resume: bool = False,
+    settings: OmitArgPrefixes[TrainSettings] = TrainSettings(),  # noqa: B008
+    json: Json = False,
+) -> int:
+    """Distil the low-rank generators of a workspace from its model.
+
+    On several devices: accelerate launch -m neuroplastic.cli train WORKSPACE. Checkpoints, a log of every step and
+    report.html are in WORKSPACE/training/generators; a run that was cut off goes on with --resume, to the same bits as
+    one that was not.
+
+    Args:
+        workspace: The workspace, which gets the trained generators in the end.
+        recipe: YAML file of the settings below (recipes/dual.yaml); flags beside it win.
+        resume: Go on with the training that the workspace holds.
+        settings: How.
+    """
+    if recipe is not None:
+        given = {a.split("=")[0].removeprefix("--").replace("-", "_") for a in common.arguments if a.startswith("--")}
+        chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in given}
+        settings = replace(from_yaml(TrainSettings, recipe), **chosen)
+    ws = open_workspace(workspace)
+    from ..training.train import train
+
+    return show_result(json, train(ws, settings, resume), printing.training)

@@ -88,6 +88,17 @@ def calibration(console: Console, r: dict[str, Any]) -> None:
         console.print(f"[yellow]cannot be the pretrained model with any rank[/yellow]: {lost}", highlight=False)
 
 
+def training(console: Console, r: dict[str, Any]) -> None:
+    table = Table("on held-out text", "before", "after")
+    for name, after in r["after"].items():
+        if isinstance(after, float):
+            table.add_row(name, f"{r['before'][name]:.4g}", f"{after:.4g}")
+    console.print(table)
+    for prompt, written in r["after"]["sampled"].items():
+        console.print(f"{prompt}{written}", markup=False, highlight=False)
+    console.print(f"log, checkpoint and curves: {r['folder']}", highlight=False)
+
+
 def edit(console: Console, r: dict[str, Any]) -> None:
     about = f" at {r['subject']!r}" if r["subject"] else ""
     console.print(

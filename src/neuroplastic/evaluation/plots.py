@@ -107,6 +107,17 @@ def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, 
     return _svg(figure, f"lines {label} {name}")
 
 
+def curves(series: Mapping[str, Sequence[float]], at: Sequence[int], label: str, name: str) -> str:
+    """A line without marks per entry of `series` over the numbers `at`; logarithmic where every value allows it."""
+    figure, axes = _figure(9, 3.4)
+    for i, (title, values) in enumerate(series.items()):
+        axes.plot(at, values, label=title if len(series) <= 16 else None, linewidth=1, color=COLOURS[i % len(COLOURS)])
+    if all(v > 0 for values in series.values() for v in values):
+        axes.set_yscale("log")
+    axes.set_xlabel(label)
+    return _svg(figure, f"curves {label} {name}")
+
+
 def _logarithmic(axes: Axes, at: Sequence[float] | None = None) -> None:
     """Seconds and counts from left to right, with plain numbers; marked where `at` says, else at 1, 2, 5, 10, ..."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..config import PlasticityConfig, Site
 from ..errors import NPTError
-from ..modulation import modulate_activation, self_key
+from ..modulation import code_gram, modulate_activation, self_gram, self_key
 from .base import Generator, Signals
 
 
@@ -83,6 +83,19 @@ class LowRankWeights(_LowRank):
             weighted = code if k == 1 else code.repeat((1,) * (code.dim() - 1) + (k,))
         return projection(z) + self.payload[site](weighted)
 
+    def grams(self, site: Site, z: Tensor, s: Signals) -> tuple[Tensor, Tensor]:
+        """(V_a^T V_a, V_b^T V_b) [..., k, k] of the factors at z, without forming them."""
+        code, k = self.encode(s)["code"], self.config.num_ranks
+        Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
+        if site not in self.key:
+            return self_gram(z, k), code_gram(code, Q, k)
+        P: Tensor = self.key[site].weight  # type: ignore[assignment]
+        return code_gram(code, P.T, k), code_gram(code, Q, k)
+
+    def encode(self, s: Signals) -> dict[str, Tensor]:
+        """The code that keys and payloads are made from [..., r]."""
+        return {"code": self._code(self.code, s)}
+
     def factors(
         self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals
     ) -> tuple[Tensor, Tensor]:
@@ -112,3 +125,7 @@ class LowRankActivations(_LowRank):
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         d = {p: self.payload[p](self._code(A, s)) for p, A in self.code.items()}
         return modulate_activation(projection(z), d.get("mult"), d.get("add"))
+
+    def encode(self, s: Signals) -> dict[str, Tensor]:
+        """The codes of its adapters [..., r]."""
+        return {part: self._code(A, s) for part, A in self.code.items()}

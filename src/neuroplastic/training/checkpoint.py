@@ -5,6 +5,7 @@ Written whole or not at all, as safetensors; the last one is kept, and the one b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,27 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("checkpoint-*.safetensors") if re.fullmatch(r"checkpoint-\d+", p.stem))
 
 
+def check_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> bool:
+    """Whether a training has begun in `folder`. Raises NPTError where it is another one, or not to be gone on with."""
+    found = checkpoints(folder)
+    if found and not resume:
+        raise NPTError(f"{folder} holds a training already; go on with it by --resume, or choose another folder")
+    if found:
+        _check_same(found[-1], read_tensors(found[-1])[1], json.loads(json.dumps(dict(settings))))
+    return bool(found)
+
+
+def _check_same(path: Path, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    then = metadata.get("settings")
+    if then != dict(settings):
+        known = then if isinstance(then, dict) else {}
+        changed = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
+        raise NPTError(
+            f"{path.parent} holds a training with another {', '.join(changed)}; give the same settings to go on with "
+            "it, or another folder to begin anew"
+        )
+
+
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
 ) -> tuple[Progressed, dict[str, Tensor]]:
@@ -68,14 +90,7 @@ def load_checkpoint(
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "checkpoint" or metadata.get("format") != FORMAT:
         raise NPTError(f"{path} is not a checkpoint of format {FORMAT}")
-    then = metadata.get("settings")
-    if then != dict(settings):
-        known = then if isinstance(then, dict) else {}
-        changed = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
-        raise NPTError(
-            f"{path.parent} holds a training with another {', '.join(changed)}; give the same settings to go on with "
-            "it, or another folder to begin anew"
-        )
+    _check_same(path, metadata, settings)
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     expected = module.state_dict()
     if own.keys() != expected.keys() or any(own[n].shape != expected[n].shape for n in own):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..console import note
 from ..errors import CheckFailed, NPTError
 from ..files import whole_file
-from .checkpoint import Progressed, checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import Progressed, check_folder, checkpoints, load_checkpoint, save_checkpoint
 from .settings import LoopSettings
 
 LOG = "log.jsonl"
@@ -71,9 +71,8 @@ def run(
     """
     accelerator = _accelerator(settings)
     described = json.loads(json.dumps({**described, **asdict(settings)}))
+    check_folder(folder, described, resume)
     found = checkpoints(folder)
-    if found and not resume:
-        raise NPTError(f"{folder} holds a training already; go on with it by --resume, or choose another folder")
     torch.manual_seed(settings.seed)
     optimizer: Any = torch.optim.AdamW(task.module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     progressed = Progressed(0, 0)
@@ -118,6 +117,8 @@ def run(
                 "lr": settings.rate(step),
                 "seconds": seconds,
             }
+            if "tokens" in logged:  # of one share
+                entry["tokens_per_second"] = logged["tokens"] * parts / seconds
             done, last = step + 1, step + 1 == settings.steps
             if last or (settings.eval_every and done % settings.eval_every == 0):
                 measured = task.evaluate(done)

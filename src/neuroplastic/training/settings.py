@@ -169,6 +169,11 @@ def from_mapping(kind: type[T], given: dict[str, Any], where: str) -> T:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise NPTError(f"{where}: there is no setting {key!r}{hint}")
+        if known[name].type == "float" and isinstance(value, str | int) and not isinstance(value, bool):
+            try:  # YAML reads 1e-3 as text
+                value = float(value)
+            except ValueError:
+                raise NPTError(f"{where}: {key} must be a number, not {value!r}") from None
         chosen[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**chosen)

@@ -1,0 +1,192 @@
+"""Distillation: generators learn to make converted layers do what the pretrained ones do (specification, section 5).
+
+    L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
+      + fidelity_weight  KL(base || plastic)
+      + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
+
+In the teacher stage every layer is fed what the pretrained layers see: one frozen forward gives inputs and targets of
+all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Afterwards the
+plastic model runs, with each converted layer's hidden state moved from the teacher's to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Site
+from ..generators import Signals
+from ..generators.low_rank import LowRankWeights
+from ..observe import Seen, observing, read_layers
+from ..surgery import Plasticity, Projection, mode, plastic_layers
+from . import losses
+from .packing import Packed
+from .recipe import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOOKED_AT = 16
+"""Each so-manieth token serves for what is only logged."""
+
+
+class Distillation(nn.Module):
+    """The generators of a converted model, and their losses on rows of text. Its parameters are theirs alone."""
+
+    def __init__(self, model: PreTrainedModel, settings: TrainSettings):
+        super().__init__()
+        plastic = plastic_layers(model)
+        self.generators = nn.ModuleDict({str(i): p.generator for i, p in plastic.items()})
+        # behind plain objects: the model's weights are not trained, saved or synchronised
+        self._model, self.plastic = [model], plastic
+        self.settings = settings
+        self.power: dict[int, Tensor] = {}
+        """mean |target|^2 of each layer"""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._model[0]
+
+    @torch.no_grad()
+    def measure_power(self, text: Tensor) -> None:
+        """Takes each layer's mean |target|^2 from `text` (N, T), without the first position, an attention sink."""
+
+        def see(seen: Seen) -> None:
+            i = seen.parts.index
+            self.power[i] = target_of(self.plastic[i], seen)[:, 1:].square().sum(-1).mean()
+
+        with mode(self.model, "standard"):
+            read_layers(self.model, [p.parts for p in self.plastic.values()], see, input_ids=text)
+
+    def forward(self, rows: Packed, weight: Tensor, blend: float) -> dict[str, Tensor]:
+        """Losses, and what is logged, on some rows; `weight` (N, T) sums to 1 over the whole step."""
+        look = Look(self.plastic, weight, self.settings)
+        if blend == 0:
+            direct = self._teacher_stage(rows, weight, look)
+            fidelity = weight.new_zeros(())
+        else:
+            direct, fidelity = self._student(rows, weight, blend, look)
+        s = self.settings
+        mean = torch.stack(list(direct.values())).mean()
+        regularisation = torch.stack(look.regularisation).mean()
+        loss = s.direct_weight * mean + s.fidelity_weight * fidelity + s.reg_weight * regularisation
+        found = {"loss": loss, "direct": mean, "fidelity": fidelity, "regularisation": regularisation}
+        return found | {f"direct.{i}": d for i, d in direct.items()} | look.logged
+
+    def _teacher_stage(self, rows: Packed, weight: Tensor, look: Look) -> dict[int, Tensor]:
+        """The direct loss of every layer from one frozen forward."""
+        direct: dict[int, Tensor] = {}
+
+        def see(seen: Seen) -> None:
+            i = seen.parts.index
+            with torch.enable_grad():
+                made = rerun(self.plastic[i], seen)
+                direct[i] = losses.direct(made, target_of(self.plastic[i], seen), self.power[i], weight)
+
+        parts = [p.parts for p in self.plastic.values()]
+        with mode(self.model, "standard"), look.at_all(), torch.no_grad():
+            read_layers(self.model, parts, see, input_ids=rows.ids, position_ids=rows.positions)
+        return direct
+
+    def _student(self, rows: Packed, weight: Tensor, blend: float, look: Look) -> tuple[dict[int, Tensor], Tensor]:
+        """Direct losses and KL of the plastic model, run with hidden states of which `blend` are its own."""
+        taught: dict[int, tuple[Tensor, Tensor]] = {}
+        direct: dict[int, Tensor] = {}
+
+        def see(seen: Seen) -> None:
+            i = seen.parts.index
+            taught[i] = (seen.h, target_of(self.plastic[i], seen))
+
+        parts = [p.parts for p in self.plastic.values()]
+        inputs = {"input_ids": rows.ids, "position_ids": rows.positions, "use_cache": False}
+        with mode(self.model, "standard"), observing(parts, see), torch.no_grad():
+            teacher = self.model(**inputs).logits
+        handles = []
+        for i, p in self.plastic.items():
+
+            def feed(module: Any, args: Any, kwargs: Any, i: int = i) -> Any:
+                own = args[0] if args else kwargs["hidden_states"]
+                fed = torch.lerp(taught[i][0], own, blend) if blend < 1 else own
+                return ((fed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fed})
+
+            def compare(module: Any, args: Any, made: Tensor, i: int = i) -> None:
+                direct[i] = losses.direct(made, taught[i][1], self.power[i], weight)
+
+            handles.append(p.parts.layer.register_forward_pre_hook(feed, with_kwargs=True))
+            handles.append(p.parts.mlp.register_forward_hook(compare))
+        try:
+            with mode(self.model, "dynamic"), look.at_all():
+                student = self.model(**inputs).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return direct, losses.divergence(teacher, student, weight)
+
+
+def target_of(plasticity: Plasticity, seen: Seen) -> Tensor:
+    """What the modulated MLP should give (N, T, d): section 2's last column."""
+    return seen.y + seen.carried if plasticity.state.drop else seen.y
+
+
+def rerun(plasticity: Plasticity, seen: Seen) -> Tensor:
+    """The modulated MLP (N, T, d) on what the pretrained layer saw."""
+    plasticity.state.h, plasticity.state.a = seen.h, seen.a
+    made: Tensor = plasticity(seen.x if plasticity.state.drop else seen.x_c)
+    return made
+
+
+class Look:
+    """Sees every modulated projection of one pass: what is regularised, and what is logged."""
+
+    def __init__(self, plastic: dict[int, Plasticity], weight: Tensor, settings: TrainSettings):
+        self.plastic, self.weight, self.settings = plastic, weight, settings
+        self.regularisation: list[Tensor] = []
+        self.logged: dict[str, Tensor] = {}
+
+    @contextmanager
+    def at_all(self) -> Iterator[None]:
+        """While it lasts, the layers are looked at."""
+        for i, p in self.plastic.items():
+
+            def probe(site: Site, linear: Projection, z: Tensor, s: Signals, y: Tensor, i: int = i) -> None:
+                self._see(i, site, linear, z, s, y)
+
+            p.probe = probe
+        try:
+            yield
+        finally:
+            for p in self.plastic.values():
+                p.probe = None
+
+    def _see(self, i: int, site: Site, linear: Projection, z: Tensor, s: Signals, y: Tensor) -> None:
+        generator = self.plastic[i].generator
+        if isinstance(generator, LowRankWeights):
+            grams = generator.grams(site, z, s)
+            squares = losses.frobenius(*grams)
+            kept_small = squares if self.settings.reg == "frobenius" else losses.vectors(*grams)
+        else:  # activations have no dW: what is done to them is kept small, whichever is asked for
+            with torch.no_grad():
+                unmodulated = linear(z)
+            squares = kept_small = (y - unmodulated).square().sum(-1)
+        self.regularisation.append((self.weight * kept_small).sum())
+        with torch.no_grad():
+            self.logged[f"norm.{i}.{site}"] = (self.weight * squares).sum().sqrt()
+            if site == self.plastic[i].config.axes.sites[0]:
+                self._log_once(i, site, linear, z, s)
+
+    def _log_once(self, i: int, site: Site, linear: Projection, z: Tensor, s: Signals) -> None:
+        """Of some tokens: the cosine between key and attention output, and how many directions the code uses."""
+        chosen = (self.weight.flatten() > 0).nonzero()[::LOOKED_AT, 0]
+        some, z = s.at(lambda t: t.flatten(0, 1)[chosen]), z.flatten(0, 1)[chosen]
+        generator = self.plastic[i].generator
+        if isinstance(generator, LowRankWeights):
+            v_a, _ = generator.factors(site, linear, z, some)
+            if v_a.shape[-1] == some.a.shape[-1]:
+                self.logged[f"cosine.{i}"] = torch.cosine_similarity(v_a, some.a[:, None], dim=-1).mean()
+        for name, code in generator.encode(some).items():  # type: ignore[operator]
+            flat = code.float()
+            self.logged[f"rank.{i}" + (f".{name}" if name != "code" else "")] = losses.participation(flat.T @ flat)

@@ -1,0 +1,405 @@
+"""Training of generators: to the same bits however often it is cut off, and refused where it cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import neuroplastic as npt
+from neuroplastic.cli import main
+from neuroplastic.errors import CheckFailed
+from neuroplastic.files import read_tensors
+from neuroplastic.surgery import mode
+from neuroplastic.training import loop
+from neuroplastic.training import train as training
+from neuroplastic.training.checkpoint import checkpoints
+from neuroplastic.training.distill import Distillation, target_of
+from neuroplastic.training.loop import read_log
+from neuroplastic.training.packing import pack, stack
+
+SHORT: dict[str, Any] = {
+    "steps": 10,
+    "batch_size": 2,
+    "max_length": 16,
+    "np_rank": 4,
+    "warmup": 2,
+    "eval_every": 0,
+    "save_every": 3,
+    "eval_tokens": 24,
+    "curriculum": "0.4,0.3,0.3",
+}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, cache: Path, tiny_base: Path) -> Any:
+    def make(name: str = "w", **settings: Any) -> npt.Workspace:
+        return npt.Workspace.create(tmp_path / name, tiny_base, npt.PlasticityConfig(**settings))
+
+    return make
+
+
+def parameters(ws: npt.Workspace) -> dict[str, Tensor]:
+    return read_tensors(ws.path / "npt.safetensors")[0]
+
+
+def cut_off(ws: npt.Workspace, settings: npt.TrainSettings, step: int, monkeypatch: Any, resume: bool = False) -> None:
+    """Training that dies behind `step`."""
+
+    def die(self: Any, done: int) -> None:
+        if done == step:
+            raise Stop
+
+    with monkeypatch.context() as m:
+        m.setattr(training.Distilling, "after", die)
+        with pytest.raises(Stop):
+            npt.train(ws, settings, resume)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_training_that_was_cut_off_twice_ends_in_the_same_bits(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch, accumulated: int
+) -> None:
+    settings = npt.TrainSettings(**SHORT, grad_accum=accumulated)
+    whole = fresh("whole")
+    npt.train(whole, settings)
+    pieces = fresh("pieces")
+    for step, resume in ((4, False), (8, True)):
+        cut_off(pieces, settings, step, monkeypatch, resume)
+        pieces = npt.Workspace.open(pieces.path)
+    npt.train(pieces, settings, resume=True)
+    expected, found = parameters(whole), parameters(pieces)
+    assert expected
+    assert all(torch.equal(t, found[n]) for n, t in expected.items())
+    curves = [[e["loss"] for e in read_log(ws.path / training.FOLDER)] for ws in (whole, pieces)]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 10
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_bits(fresh: Any, tmp_path: Path) -> None:
+    flags = {"steps": 60, "batch-size": 2, "max-length": 16, "np-rank": 4, "eval-every": 0, "save-every": 1}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    whole, killed = fresh("whole"), fresh("killed")
+    command = [sys.executable, "-c", SMALL_TEXT + "sys.exit(main(sys.argv[1:]))"]
+    subprocess.run([*command, "train", str(whole.path), *words], check=True, capture_output=True)
+    for resume in ([], ["--resume"]):
+        before = len(checkpoints(killed.path / training.FOLDER)) and checkpoints(killed.path / training.FOLDER)[-1]
+        process = subprocess.Popen(
+            [*command, "train", str(killed.path), *words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            now = checkpoints(killed.path / training.FOLDER)
+            if now and now[-1] != before:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "train", str(killed.path), *words, "--resume"], check=True, capture_output=True)
+    found = parameters(killed)
+    assert all(torch.equal(t, found[n]) for n, t in parameters(whole).items())
+
+
+SMALL_TEXT = """
+import sys
+import neuroplastic.text as text
+text.SELF_TEXTS, text.SELF_LENGTH, text.HELD_OUT = 12, 24, 4
+text.CALIBRATION_TEXTS, text.CALIBRATION_HELD_OUT = 20, 4
+from neuroplastic.cli import main
+"""
+
+
+def test_training_lowers_the_loss_and_is_kept(fresh: Any) -> None:
+    ws = fresh()
+    edit = ws.inject("The Golden Gate Bridge is located in the city of Madrid.")
+    weights = ws.weights_hash()
+    settings = npt.TrainSettings(
+        **{**SHORT, "steps": 60, "init": "random", "lr": 1e-2, "curriculum": "0.6,0.2,0.2", "np_rank": 16}
+    )
+    done = npt.train(ws, settings)
+    log = read_log(ws.path / training.FOLDER)
+    direct = [e["direct"] for e in log]
+    assert sum(direct[25:35]) < 0.7 * sum(direct[:10])
+    assert done["after"]["kl"] < done["before"]["kl"]
+    assert set(done["after"]["sampled"]) == set(training.PROMPTS)
+    assert ws.weights_hash() == weights
+    assert all(p.requires_grad for p in ws.model.parameters())
+    again = npt.Workspace.open(ws.path)
+    assert again.config.np_rank == 16
+    assert [e.name for e in again.edits] == [edit.name]
+    with torch.no_grad(), again.editor.only(()):
+        assert again.fidelity(max_tokens=24).kl == pytest.approx(done["after"]["kl"], rel=1e-4)
+    report = (ws.path / training.FOLDER / "report.html").read_text()
+    assert report.count("<svg") >= 6
+    assert "Once upon a time" in report
+
+
+@pytest.mark.parametrize("preset", ["v1", "v2", "single", "dual", "triple"])
+@pytest.mark.parametrize("key", ["self", "learned"])
+def test_every_preset_trains_and_logs(fresh: Any, preset: Any, key: Any) -> None:
+    if key == "learned" and preset in ("v1", "v2"):
+        pytest.skip("activations have no key")
+    ws = fresh(preset=preset, generator="low_rank", np_rank=4, key=key)
+    init = "random" if key == "learned" else "calibrated"
+    npt.train(
+        ws, npt.TrainSettings(**{**SHORT, "steps": 4, "init": init, "reg": "vectors", "curriculum": "0.5,0.25,0.25"})
+    )
+    log = read_log(ws.path / training.FOLDER)
+    site = ws.config.axes.sites[0]
+    expected = {
+        "loss",
+        "direct",
+        "fidelity",
+        "regularisation",
+        "direct.0",
+        "direct.1",
+        f"norm.1.{site}",
+        "stage",
+        "blend",
+    }
+    assert expected | {"lr", "gradient", "tokens_per_second"} <= set(log[0])
+    assert [e["stage"] for e in log] == [0, 0, 1, 2]
+    assert any(n.startswith("rank.1") for n in log[0])
+    assert ("cosine.1" in log[0]) == (preset not in ("v1", "v2"))
+    assert all(torch.tensor([v for v in e.values() if isinstance(v, float)]).isfinite().all() for e in log)
+
+
+def distillation(ws: npt.Workspace, **settings: Any) -> Distillation:
+    module = Distillation(ws.model, npt.TrainSettings(**settings))
+    module.measure_power(ws.held_out)
+    return module
+
+
+ROWS = stack(list(pack([[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]], start=0, length=8)), 8)
+WEIGHT = ROWS.valid / ROWS.valid.sum()
+
+
+def test_the_teacher_stage_is_local_and_its_losses_are_the_formula(fresh: Any) -> None:
+    ws = fresh(generator="low_rank", np_rank=4, input="effect")
+    module = distillation(ws, reg_weight=0.0)
+    found = module(ROWS, WEIGHT, 0.0)
+    with torch.no_grad(), mode(ws.model, "standard"):
+        states = ws.model(
+            input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False, output_hidden_states=True
+        ).hidden_states
+    for i, p in npt.plastic_layers(ws.model).items():
+        captured: list[Any] = []
+        parts: Any = p.parts
+        handle = parts.attention_end.register_forward_hook(lambda m, a, out, c=captured: c.append(out))
+        with torch.no_grad(), mode(ws.model, "standard"):
+            ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False)
+        handle.remove()
+        a = captured[0][0] if isinstance(captured[0], tuple) else captured[0]
+        mlp, g = parts.mlp, p.generator.state_dict()
+        x, x_c = parts.norm(states[i]), parts.norm(states[i] + a)
+        with torch.no_grad():
+            code = (x_c - x) @ g["code.weight"].T
+            gate = mlp.gate_proj(x) + code @ g["payload.gate.weight"].T
+            up = mlp.up_proj(x) + code @ g["payload.up.weight"].T
+            made = mlp.down_proj(mlp.act_fn(gate) * up)
+            target = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x_c)) * mlp.up_proj(x_c))
+        error = (made - target).square().sum(-1) / target.square().sum(-1).clamp_min(float(module.power[i]))
+        assert found[f"direct.{i}"].item() == pytest.approx(float((WEIGHT * error).sum()), rel=1e-4)
+    lower, upper = (list(module.generators[i].parameters()) for i in ("0", "1"))
+    crossing = torch.autograd.grad(found["direct.1"], lower, retain_graph=True, allow_unused=True)
+    assert all(g is None for g in crossing)
+    assert all(g is not None for g in torch.autograd.grad(found["direct.1"], upper))
+
+
+def test_a_student_is_fed_a_blend_and_then_its_own(fresh: Any) -> None:
+    """At blend 0 the mixed pass gives the teacher stage's direct losses; at 1 the plain plastic model."""
+    ws = fresh(generator="low_rank", np_rank=4, input="effect")
+    module = distillation(ws)
+    with torch.no_grad():
+        local = module(ROWS, WEIGHT, 0.0)
+        nearly, half, own = (module(ROWS, WEIGHT, b) for b in (1e-7, 0.5, 1.0))
+        with mode(ws.model, "standard"):
+            teacher = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False).logits
+        with mode(ws.model, "dynamic"):
+            student = ws.model(input_ids=ROWS.ids, position_ids=ROWS.positions, use_cache=False).logits
+    for i in (0, 1):
+        assert float(nearly[f"direct.{i}"]) == pytest.approx(float(local[f"direct.{i}"]), rel=1e-4)
+    assert float(half["direct.0"]) == pytest.approx(float(local["direct.0"]), rel=1e-5)  # nothing is in front of it
+    assert len({round(float(f["direct.1"]), 6) for f in (nearly, half, own)}) == 3
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    kl = ((p.exp() * (p - q)).sum(-1) * WEIGHT).sum()
+    assert float(own["fidelity"]) == pytest.approx(float(kl), rel=1e-4)
+    upper = module(ROWS, WEIGHT, 1.0)["direct.1"]
+    crossing = torch.autograd.grad(upper, list(module.generators["0"].parameters()))
+    assert all(g.abs().max() > 0 for g in crossing)
+
+
+def test_padding_and_the_split_into_shares_change_nothing(fresh: Any) -> None:
+    ws = fresh(generator="low_rank", np_rank=4, input="effect")
+    module = distillation(ws)
+    filled = dataclasses.replace(ROWS, ids=torch.where(ROWS.valid, ROWS.ids, 60))
+    for blend in (0.0, 0.5, 1.0):
+        with torch.no_grad():
+            whole, other = module(ROWS, WEIGHT, blend), module(filled, WEIGHT, blend)
+            first, second = (module(ROWS[at], WEIGHT[at], blend) for at in (slice(0, 1), slice(1, 2)))
+        assert float(whole["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
+        assert float(whole["loss"]) == pytest.approx(float(first["loss"] + second["loss"]), rel=1e-5)
+
+
+def test_an_oracle_has_no_direct_loss(fresh: Any) -> None:
+    """Generators of full rank, calibrated, are the pretrained layers."""
+    ws = fresh(generator="low_rank", np_rank=32, input="effect")
+    npt.calibrate(ws)
+    with torch.no_grad():
+        found = distillation(ws)(ROWS, WEIGHT, 1.0)
+    assert float(found["direct"]) < 1e-4
+    assert float(found["fidelity"]) < 1e-4
+
+
+def test_targets_carry_attention_where_the_layer_does_not(fresh: Any) -> None:
+    ws = fresh(preset="triple", generator="low_rank", np_rank=4)
+    from neuroplastic.observe import Seen, read_layers
+
+    seen: list[Seen] = []
+    p = npt.plastic_layers(ws.model)[1]
+    with torch.no_grad(), mode(ws.model, "standard"):
+        read_layers(ws.model, [p.parts], seen.append, input_ids=ROWS.ids)
+    assert torch.equal(target_of(p, seen[0]), seen[0].y + seen[0].a)
+
+
+def test_non_finite_steps_are_skipped_and_too_many_stop(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = {3, 5}
+    original = training.Distilling.losses
+
+    def losses(self: Any, module: Any, step: int, part: int, parts: int) -> dict[str, Tensor]:
+        found = original(self, module, step, part, parts)
+        return {**found, "loss": found["loss"] * float("nan")} if step in bad else found
+
+    monkeypatch.setattr(training.Distilling, "losses", losses)
+    ws = fresh()
+    npt.train(ws, npt.TrainSettings(**SHORT))
+    assert all(t.isfinite().all() for t in parameters(ws).values())
+    log = read_log(ws.path / training.FOLDER)
+    assert [e["step"] for e in log if e["gradient"] != e["gradient"]] == [3, 5]
+    _, metadata = read_tensors(checkpoints(ws.path / training.FOLDER)[-1])
+    assert metadata["skipped"] == 2
+    bad |= set(range(4, 10))
+    other = fresh("other")
+    before = parameters(other)
+    with pytest.raises(CheckFailed, match=f"not finite for {loop.NOT_FINITE} steps in a row"):
+        npt.train(other, npt.TrainSettings(**SHORT))
+    assert other.config.generator == "analytic"
+    assert parameters(other).keys() == before.keys()
+    kept = read_tensors(checkpoints(other.path / training.FOLDER)[-1])[1]
+    assert kept["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({"np_rank": 33}, "np_rank 33 is above the model's width 32"),
+        ({"layers": "7"}, "layer 7 is out of range"),
+        ({"data": "empty.txt"}, "holds no text"),
+        ({"data": "missing.txt"}, "there is no file 'missing.txt'"),
+        ({"max_length": 4096}, "above the model's context of 128"),
+        ({"init": "workspace"}, "goes on from the generators that the workspace holds"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    fresh: Any, tmp_path: Path, settings: dict[str, Any], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    monkeypatch.chdir(tmp_path)
+    ws = fresh()
+    monkeypatch.setattr(training, "fit_generators", None)
+    with pytest.raises(npt.NPTError, match=cause):
+        npt.train(ws, npt.TrainSettings(**{**SHORT, **settings}))
+    assert not (ws.path / "training").exists()
+    assert ws.config.generator == "analytic"
+
+
+def test_another_training_in_the_folder_is_refused(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = fresh()
+    cut_off(ws, npt.TrainSettings(**SHORT), 4, monkeypatch)
+    with pytest.raises(npt.NPTError, match="holds a training already"):
+        npt.train(ws, npt.TrainSettings(**SHORT))
+    with pytest.raises(npt.NPTError, match="another lr"):
+        npt.train(ws, npt.TrainSettings(**SHORT, lr=0.5), resume=True)
+    with pytest.raises(npt.NPTError, match="another plasticity, np_rank"):
+        npt.train(ws, npt.TrainSettings(**{**SHORT, "np_rank": 5}), resume=True)
+    checkpoint = checkpoints(ws.path / training.FOLDER)[-1]
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    with pytest.raises(npt.NPTError, match="is damaged"):
+        npt.train(ws, npt.TrainSettings(**SHORT), resume=True)
+
+
+def test_text_files_are_trained_on(fresh: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": f"The fox number {i} jumps."}) for i in range(30)))
+    ws = fresh()
+    npt.train(ws, npt.TrainSettings(**{**SHORT, "steps": 3}, data=str(tmp_path / "t.jsonl")))
+    assert len(read_log(ws.path / training.FOLDER)) == 3
+
+
+def test_the_command_and_its_recipe(fresh: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ws = fresh()
+    recipe_file = tmp_path / "r.yaml"
+    recipe_file.write_text("steps: 50\nbatch_size: 2\nmax_length: 16\nnp_rank: 4\neval_tokens: 24\nlayers: top1\n")
+    assert main(["train", str(ws.path), "--recipe", str(recipe_file), "--steps", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"before", "after", "folder"} == set(found)
+    assert len(read_log(ws.path / training.FOLDER)) == 3
+    assert npt.Workspace.open(ws.path).info()["plastic_layers"] == [1]
+    recipe_file.write_text("stepz: 3")
+    assert main(["train", str(ws.path), "--recipe", str(recipe_file), "--json"]) == 2
+    assert "there is no setting 'stepz'" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(fresh: Any) -> None:
+    """Real gloo processes, started by `accelerate launch`."""
+    settings = {
+        "steps": 6,
+        "max-length": 16,
+        "np-rank": 4,
+        "eval-every": 0,
+        "eval-tokens": 24,
+        "curriculum": "0.4,0.3,0.3",
+    }
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    one, two = fresh("one"), fresh("two")
+    script = one.path.parent / "npt.py"
+    script.write_text(SMALL_TEXT + "sys.exit(main(sys.argv[1:]))\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, str(script), "train", str(one.path), *words, "--batch-size", "4"]
+    subprocess.run(alone, check=True, capture_output=True, env=environment)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29631", str(script)]
+    done = subprocess.run(
+        [*launch, "train", str(two.path), *words, "--batch-size", "2"],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    curves = [[e["loss"] for e in read_log(ws.path / training.FOLDER)] for ws in (one, two)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    expected, found = parameters(one), parameters(two)
+    assert all(torch.allclose(t, found[n], atol=1e-4) for n, t in expected.items())
