@@ -25,6 +25,7 @@ class Answers(NamedTuple):
     """the token that is likeliest at each place of the answer"""
 
 
+Row = tuple[int, ...]
 SPREAD = 1.3
 """A row may be so many times as long as the shortest of its batch: more would be spent on padding than on a batch."""
 
@@ -33,19 +34,19 @@ SPREAD = 1.3
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Answers:
     """Every (prompt, answer), read in padded batches of similar length; the answer stands behind a space.
 
-    Answers of one token behind the same prompt are read off one row.
+    What another row begins with is read off that one: both answers to a question often are.
     """
     start = start_token(tokenizer)
     prompts = [[start, *encode(tokenizer, prompt)] for prompt, _ in pairs]
     targets = [encode(tokenizer, f" {answer}") for _, answer in pairs]
     needed = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
-    states: dict[tuple[int, ...], Tensor] = {}
-    for rows in of_similar_length(dict.fromkeys(needed)):
+    longest, states = longest_rows(needed), dict[Row, Tensor]()
+    for rows in of_similar_length(longest.values()):
         ids, mask = (t.to(model.device) for t in batch(rows, pad=start))
         read = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         states |= dict(zip(rows, read, strict=True))
     # the vocabulary is large: only the positions that predict a token of an answer get logits
-    predicting = [states[n][len(p) - 1 : len(n)] for n, p in zip(needed, prompts, strict=True)]
+    predicting = [states[longest[n]][len(p) - 1 : len(n)] for n, p in zip(needed, prompts, strict=True)]
     logits = model.get_output_embeddings()(torch.cat(predicting)).float()
     wanted = torch.tensor([t for target in targets for t in target], device=logits.device)
     lengths = [len(t) for t in targets]
@@ -59,10 +60,21 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Seque
     )
 
 
-def of_similar_length(rows: Iterable[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """All rows, sorted into batches."""
-    batches: list[list[tuple[int, ...]]] = []
-    for row in sorted(rows, key=len):
+def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:
+    """Each row, and one that begins with it and is the beginning of no other: a causal model reads the two alike."""
+    found: dict[Row, Row] = {}
+    behind: Row = ()
+    # in alphabetical order a row stands right before those that begin with it
+    for row in sorted(set(rows), reverse=True):
+        found[row] = found[behind] if behind[: len(row)] == row else row
+        behind = row
+    return found
+
+
+def of_similar_length(rows: Iterable[Row]) -> list[list[Row]]:
+    """Every row once, sorted into batches."""
+    batches: list[list[Row]] = []
+    for row in sorted(set(rows), key=len):
         if batches and len(row) <= SPREAD * len(batches[-1][0]):
             batches[-1].append(row)
         else:
