@@ -4,9 +4,9 @@ delta is added to what an MLP gives at the subject's last token, in every row, a
 
     L(delta) = 1/N sum_j -log P_delta[o | x_j + p]  +  kl D_KL(P_delta[. | p'] || P[. | p'])  +  decay |delta| / |v0|^2
 
-with x_j random beginnings, p' = "{subject} is a", v0 its own output (Meng et al. 2202.05262, section 3.1, equation 4; the
-last term, and the bound |delta| <= clamp |v0|, are its released code's). MEMIT adds delta to the residual stream instead,
-and v0 is that stream (Meng et al. 2210.07229, section 4.2). Adam (Kingma and Ba 1412.6980).
+with x_j random beginnings, p' = "{subject} is a", v0 its own output (Meng et al. 2202.05262, section 3.1, equation 4;
+the last term, and the bound |delta| <= clamp |v0|, are its released code's). MEMIT adds delta to the residual stream
+instead, and v0 is that stream (Meng et al. 2210.07229, section 4.2). Adam (Kingma and Ba 1412.6980).
 """
 
 from __future__ import annotations
