@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """The paper's for GPT-2 XL, but layer and number of beginnings (search.py)."""
+    """The layer by search.py."""
 
     layer: str = "4"
     search: ValueSearch = field(default_factory=ValueSearch)

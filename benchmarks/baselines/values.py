@@ -4,9 +4,9 @@ delta is added to what an MLP gives at the subject's last token, in every row, a
 
     L(delta) = 1/N sum_j -log P_delta[o | x_j + p]  +  kl D_KL(P_delta[. | p'] || P[. | p'])  +  decay |delta| / |v0|^2
 
-with x_j random beginnings, p' = "{subject} is a", v0 its own output (Meng et al. 2202.05262, section 3.1,
-equation 4; the last term and the clamp |delta| <= clamp |v0| as in the paper's appendix E.5 and released settings;
-2210.07229, section 4.2). Adam (Kingma and Ba 1412.6980).
+with x_j random beginnings, p' = "{subject} is a", v0 its own output (Meng et al. 2202.05262, section 3.1, equation 4;
+the last term, and the bound |delta| <= clamp |v0|, are its released code's). MEMIT adds delta to the residual stream
+instead, and v0 is that stream (Meng et al. 2210.07229, section 4.2). Adam (Kingma and Ba 1412.6980).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValueSearch:
-    """How delta is searched for."""
+    """How delta is searched for: as ROME's released settings for GPT-2 XL do, but for the beginnings."""
 
     steps: int = 20
     rate: float = 0.5
@@ -38,7 +38,7 @@ class ValueSearch:
     clamp: float = 4.0
     """longest delta, in units of |v0|"""
     prefixes: int = 3
-    """beginnings x_j; the papers have 20 and more, which here would cost most of the time"""
+    """beginnings x_j; the papers have 20 and more, which here would take most of the time"""
     enough: float = 0.05
     """stop where the answers' negative log-probability per token is below this, in nats"""
 
@@ -46,10 +46,10 @@ class ValueSearch:
 def find_delta(
     model: PreTrainedModel, part: LayerParts, rows: Sequence[Row], essence: Row, value: Tensor, search: ValueSearch
 ) -> Tensor:
-    """delta [d], added to what the down projection of `part` gives; `value` v0 [d]. Touches no weight.
+    """delta [d], added to what the down projection of `part` gives; its bound is in units of |v0|, `value` [d].
 
-    Tokens before the subject's last one depend on no delta; as in our own search they are read once and cached, so that
-    times compare methods. Raises NPTError where no answer depends on delta, as in the last layer.
+    Touches no weight. Tokens before the subject's last one depend on no delta; as in our own search they are read once
+    and cached, so that times compare methods. Raises NPTError where no answer depends on delta, as in the last layer.
     """
     reader = Reader(model, [part], ["down"], [*rows, essence])
     size, delta = value.norm(), torch.zeros_like(value, requires_grad=True)
