@@ -122,7 +122,7 @@ def test_a_method_that_a_workspace_cannot_do_is_named(
 ) -> None:
     monkeypatch.setattr(edits, "BASELINES", {"rome": rome(RomeSettings(layer="7"))})
     found, left_out = edits.chosen(workspace.editor, RECORDS[0], "")
-    assert set(left_out) == {"rome"}
+    assert set(left_out) == {"learned", "rome"}
     assert "layer 7 is out of range" in left_out["rome"]
     assert "consolidate" in found
     assert set(edits.chosen(workspace.editor, RECORDS[0], "rome, token")[0]) == {"rome", "token"}
