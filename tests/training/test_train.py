@@ -381,24 +381,23 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Any) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, str(script), "train", str(one.path), *words, "--batch-size", "4"]
     subprocess.run(alone, check=True, capture_output=True, env=environment)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
+    # on CPUs `accelerate launch` starts one process; what starts several of it (mpirun, a cluster) gives each its rank
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
+    launch += ["train", str(two.path), *words, "--batch-size", "2"]
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631"}
+    processes = [
+        subprocess.Popen(
+            launch,
+            env={**environment, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
     ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29631", str(script)]
-    done = subprocess.run(
-        [*launch, "train", str(two.path), *words, "--batch-size", "2"],
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    said = [p.communicate()[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
     curves = [[e["loss"] for e in read_log(ws.path / training.FOLDER)] for ws in (one, two)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     expected, found = parameters(one), parameters(two)

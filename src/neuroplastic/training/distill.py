@@ -80,10 +80,11 @@ class Distillation(nn.Module):
     def _teacher_stage(self, rows: Packed, weight: Tensor, look: Look) -> dict[int, Tensor]:
         """The direct loss of every layer from one frozen forward."""
         direct: dict[int, Tensor] = {}
+        learning = torch.is_grad_enabled()
 
         def see(seen: Seen) -> None:
             i = seen.parts.index
-            with torch.enable_grad():
+            with torch.set_grad_enabled(learning):
                 made = rerun(self.plastic[i], seen)
                 direct[i] = losses.direct(made, target_of(self.plastic[i], seen), self.power[i], weight)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..calibration.calibrate import calibration_rows, fit_generators
@@ -74,7 +74,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
         except BaseException:
             workspace.reload_generators()
             raise
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one writes
+    if PartialState().is_main_process:  # of several, one writes
         workspace.save_generators()
         write_report(folder, read_log(folder), asdict(settings))
         note(f"npt: {settings.steps} steps; the generators are in {workspace.path}, the curves in {folder / REPORT}")
@@ -198,6 +198,4 @@ def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
 
 def _to_device(workspace: Workspace) -> None:
     """Onto the device that Accelerate gives this process."""
-    from accelerate import PartialState
-
     workspace.model.to(PartialState().device)
