@@ -35,6 +35,8 @@ from .lessons import Topic
 
 TOGETHER = 16
 """Facts whose targets are searched for in one batch."""
+LENGTH = 30.0
+"""Of what the fitted heads give, of which only the direction counts: the longer, the less a step of Adam turns it."""
 LAMBDAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -127,8 +129,8 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     best = max(LAMBDAS, key=cosine)
     fit = ridge(x, u, p, best)
     told = (x - fit.offset) @ fit.W
-    rank = min(config.straight, len(x))
-    V = torch.linalg.svd(told, full_matrices=False).Vh[:rank]  # [rank, L * d]
+    V = torch.linalg.svd(told, full_matrices=False).Vh[: config.straight]  # [rank, L * d]
+    rank = len(V)
     code = fit.W @ V.T  # [D, rank]
     spread = ((x - fit.offset) @ code).square().mean(0).sqrt() + 1e-9
     code, heads = code / spread, (V * spread[:, None]).unflatten(1, (len(config.layers), config.d_model))
@@ -142,8 +144,8 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     for i, head in enumerate(injector.values):
         assert isinstance(head, torch.nn.Linear)
         head.weight.zero_()
-        head.weight[:, :rank] = heads[:, i].T.float()
-        head.bias.copy_(mean[i])
+        head.weight[:, :rank] = LENGTH * heads[:, i].T.float()
+        head.bias.copy_(LENGTH * mean[i])
     return {"facts": float(len(x)), "lambda": best, "cosine": cosine(best)}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
 from ..calibration.calibrate import calibration_rows, fit_generators
@@ -74,7 +75,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
         except BaseException:
             workspace.reload_generators()
             raise
-    if PartialState().is_main_process:  # of several, one writes
+    if process().is_main_process:  # of several, one writes
         workspace.save_generators()
         write_report(folder, read_log(folder), asdict(settings))
         note(f"npt: {settings.steps} steps; the generators are in {workspace.path}, the curves in {folder / REPORT}")
@@ -198,4 +199,10 @@ def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
 
 def _to_device(workspace: Workspace) -> None:
     """Onto the device that Accelerate gives this process."""
-    workspace.model.to(PartialState().device)
+    workspace.model.to(process().device)
+
+
+def process() -> PartialState:
+    """Which of several processes this is. A bare PartialState() would not be told that it runs on CPUs, and would think
+    that it is alone."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
