@@ -1,6 +1,6 @@
 """Training from noise and from the closed form: direct error, top two layers, rank 64.
 
-python benchmarks/train_bars.py [--steps 300] [--rank 64] [--json]
+python benchmarks/train_bars.py [--steps 300] [--rank 64] [--rows 8] [--lr 2e-3] [--json]
 
 smollm2-135m in float32, `dual`, self-written text, seed 0, teacher stage alone. The direct error is measured on
 held-out rows, before and after. Bars: from random initialisation it falls below 10 % of its start; from the calibrated
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -49,9 +50,13 @@ def main() -> None:
                 eval_every=0,
                 eval_tokens=256,
                 save_every=options.steps,
+                batch_size=options.rows,
             )
             npt.train(ws, settings)
-            errors[init] = {"before": before, "after": direct_error(ws)}
+            e = errors[init] = {"before": before, "after": direct_error(ws)}
+            if not options.json:
+                share = e["after"] / e["before"]
+                print(f"{init:<11} direct error {e['before']:.4f} -> {e['after']:.4f} ({share:.1%})", flush=True)
     random, calibrated = errors["random"], errors["calibrated"]
     bars = {
         "from random initialisation, below 10 % of its start": random["after"] < 0.1 * random["before"],
@@ -60,8 +65,6 @@ def main() -> None:
     if options.json:
         print(json.dumps({"errors": errors, "bars": bars}))
         return
-    for init, e in errors.items():
-        print(f"{init:<11} direct error {e['before']:.4f} -> {e['after']:.4f} ({e['after'] / e['before']:.1%})")
     for bar, met in bars.items():
         print(f"{'met' if met else 'NOT MET':<8} {bar}")
 
