@@ -14,6 +14,6 @@ from .memit import memit, teach_all
 from .rome import rome
 
 BASELINES: dict[str, Contender] = {"ft_l": ft_l(), "lora": lora(), "rome": rome(), "memit": memit()}
-"""By name, with the settings that search.py found."""
+"""By name, with the settings that search.py found; that of lora was not run to its end."""
 BATCHES = {"memit": teach_all}
 """Those that can teach many records by one call."""

@@ -32,9 +32,9 @@ Where = Literal["qv", "all"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Rank, scale and places are common choices; rate, steps and places from search.py."""
+    """Common choices; rate, steps and places are the best of search.py so far, whose last points were not run."""
 
-    where: Where = "all"
+    where: Where = "qv"
     """query and value projections (the paper's choice), or all of attention's and the MLP's"""
     rank: int = 8
     alpha: int = 16
