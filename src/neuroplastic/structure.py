@@ -59,6 +59,11 @@ def projection(mlp: nn.Module, site: str) -> nn.Linear:
     return found
 
 
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """The MLP of a decoder layer that is known to have gate, up and down projections."""
+    return next(m for m in layer.children() if all(hasattr(m, name) for name in PROJECTIONS.values()))
+
+
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:
     """The parts of the chosen layers. Runs one forward over four tokens; changes nothing.
 

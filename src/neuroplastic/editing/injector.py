@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..statistics import Whitening
-from ..structure import decoder_layers, projection
+from ..structure import decoder_layers, mlp_of, projection
 from ..text import batch, start_token
 
 if TYPE_CHECKING:
@@ -91,12 +91,12 @@ class InjectorConfig:
         `text` (N, T) is ordinary text, each row behind the start token.
         """
         layers = decoder_layers(model)
-        n, down = len(layers), projection(_mlp(layers[0]), "down")
+        n, down = len(layers), projection(mlp_of(layers[0]), "down")
         edited = sorted({min(n - 1, round(n / 10) + i) for i in range(max(1, min(6, round(n / 5))))})
         depths = sorted({-1, *(min(n - 1, round(n * i / 5)) for i in range(1, 6))})
         norms: dict[int, float] = {}
         handles = [
-            projection(_mlp(layers[i]), "down").register_forward_hook(
+            projection(mlp_of(layers[i]), "down").register_forward_hook(
                 lambda module, args, output, i=i: norms.__setitem__(i, output[:, 1:].float().norm(dim=-1).mean().item())
             )
             for i in edited
@@ -217,9 +217,9 @@ class Injector(nn.Module):
         longest = code.new_tensor(self.config.norms) * self.config.reach
         return alpha, (longest * self.size(code).sigmoid())[..., None] * direction
 
-    def propose(self, reading: Reading, whitening: Whitening) -> Proposal:
-        """The updates that the statements ask for."""
-        alpha, V = self(reading)
+    def propose(self, reading: Reading, whitening: Whitening, through: nn.Module | None = None) -> Proposal:
+        """The updates that the statements ask for; `through` is this network as a training may have wrapped it."""
+        alpha, V = (through or self)(reading)
         K = keys_at(alpha, reading)
         return Proposal(alpha, K, self.rows(K, whitening), V)
 
@@ -312,13 +312,9 @@ def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple
 
     embeddings = model.get_input_embeddings()
     handles = [(embeddings if i < 0 else layers[i]).register_forward_hook(behind(i)) for i in config.depths]
-    handles += [projection(_mlp(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
+    handles += [projection(mlp_of(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
     try:
         yield hidden, read
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _mlp(layer: nn.Module) -> nn.Module:
-    return next(m for m in layer.children() if hasattr(m, "gate_proj"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import Site
 from ..errors import NPTError
-from ..structure import decoder_layers, projection
+from ..structure import decoder_layers, mlp_of, projection
 from .edit import Edit, Factors
 from .together import active_factors, edits_by_place
 
@@ -65,8 +65,7 @@ class Ledger:
 def weight_at(layers: nn.ModuleList, place: tuple[int, Site]) -> Tensor:
     """The weight of an MLP projection."""
     layer, site = place
-    mlp = next(m for m in layers[layer].children() if hasattr(m, "gate_proj"))
-    return projection(mlp, site).weight
+    return projection(mlp_of(layers[layer]), site).weight
 
 
 def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], what: str) -> None:

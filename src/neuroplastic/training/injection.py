@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from ..editing.editor import Editor
-from ..editing.injector import Injector, Proposal, keys_at, read_statements
+from ..editing.injector import Injector, Proposal, read_statements
 from ..editing.together import solve_together
 from ..errors import NPTError
 from ..structure import projection
@@ -176,12 +176,10 @@ class Injection:
         return 1 + sum(map(len, self._statement(lesson))) <= self.injector.config.max_length
 
     def _propose(self, module: nn.Module, lessons: Sequence[Lesson]) -> Proposal:
-        """As `Injector.propose`, through a module that may be wrapped."""
+        """What the injector, through a module that may be wrapped, asks for."""
         told = [self._statement(x) for x in lessons]
         reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
-        alpha, V = module(reading)
-        K = keys_at(alpha, reading)
-        return Proposal(alpha, K, self.injector.rows(K, self.editor.whitening), V)
+        return self.injector.propose(reading, self.editor.whitening, module)
 
     def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:
         """- log alpha at the last token of each subject that stands in what is told; 0 where none does."""
