@@ -20,8 +20,8 @@ import torch
 
 import neuroplastic as npt
 from neuroplastic.training.distill import Distillation
+from neuroplastic.training.loop import only_trainable
 from neuroplastic.training.packing import Packed
-from neuroplastic.training.train import only_trainable
 
 BAR = 2.5
 

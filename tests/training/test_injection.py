@@ -31,6 +31,7 @@ SHORT = InjectionSettings(
 
 def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> Injection:
     torch.manual_seed(0)
+    ws.model.requires_grad_(False)
     editor = ws.editor
     config = InjectorConfig.fitting(ws.model, editor.text[0], width=16, heads=2, straight=8, hidden=16)
     lessons = Lessons(read_topics(data)[0], ws.tokenizer, [], PLAIN, 0)
@@ -62,6 +63,7 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Pat
     first, last = (sum(e["answer"] for e in part) / len(part) for part in (log[10:20], log[40:50]))
     assert last < 0.95 * first
     assert card["measured"]["facts"] == 8
+    assert all(p.requires_grad for p in workspace.model.parameters())
     gained = []
     for topic in read_topics(unseen)[0]:
         edit = workspace.inject(npt.asked(topic.wordings[0], topic.answer))

@@ -13,7 +13,10 @@ further than thousands of steps from a random start.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +60,11 @@ def suitable(topics: Sequence[Topic]) -> list[Topic]:
 
 
 def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Path) -> Examples:
-    """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on."""
+    """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on; under a name
+    made of the model, the topics and what is read, so that another search finds nothing of this one."""
     config, model, tokenizer = injector.config, editor.model, editor.tokenizer
+    searched = json.dumps([editor.sha256, config.layers, config.depths, [astuple(t) for t in topics]])
+    folder = folder / hashlib.sha256(searched.encode()).hexdigest()[:16]
     parts = [p for p in editor.parts if p.index in config.layers]
     prefix = editor.text[0][:1, 1:6].tolist()
     found: list[Examples] = []

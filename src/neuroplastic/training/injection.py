@@ -78,8 +78,6 @@ class Injection:
         self.editor, self.module, self.injector = editor, injector, injector
         self.lessons, self.held, self.texts, self.settings, self.seed = lessons, held, texts, settings, seed
         self.model, self.tokenizer = editor.model, editor.tokenizer
-        for p in self.model.parameters():
-            p.requires_grad_(False)
         self.start = start_token(self.tokenizer)
         c = injector.config
         self.crowd = _Crowd(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +144,19 @@ def run(
     return measured
 
 
+@contextmanager
+def only_trainable(model: nn.Module, module: nn.Module) -> Iterator[None]:
+    """While it lasts, gradients are made for the parameters of `module` alone."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
+    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, flag in before.items():
+            p.requires_grad_(flag)
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """What a training has logged, a mapping per step."""
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
@@ -182,8 +196,6 @@ def _log(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _bar(name: str, done: int, total: int, visible: bool) -> Any:
-    from contextlib import contextmanager
-
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..console import stderr_console

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ from ..text import context_length, encode, read_texts, start_token, write_text
 from .checkpoint import check_folder
 from .curves import REPORT, write_report
 from .distill import Distillation
-from .loop import read_log, run
+from .loop import only_trainable, read_log, run
 from .packing import Packed, Source, Streamed, from_dataset, from_texts
 from .recipe import STAGES, TrainSettings, stage_at
 
@@ -161,19 +159,6 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
     if path.suffix in (".txt", ".jsonl", ".json") or path.is_absolute():
         raise NPTError(f"there is no file {settings.data!r}")
     return Streamed(from_dataset(settings.data), lambda t: encode(tokenizer, t), start, length), settings.data
-
-
-@contextmanager
-def only_trainable(model: nn.Module, module: nn.Module) -> Iterator[None]:
-    """While it lasts, gradients are made for the parameters of `module` alone."""
-    before = {p: p.requires_grad for p in model.parameters()}
-    model.requires_grad_(False)
-    module.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p, flag in before.items():
-            p.requires_grad_(flag)
 
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:

@@ -17,11 +17,11 @@ from ..editing.learned import INJECTOR_FILE
 from ..errors import NPTError
 from ..files import file_hash
 from ..text import encode, read_texts
-from .checkpoint import checkpoints
+from .checkpoint import check_folder
 from .closed_form import find_examples, fit_values, suitable
 from .injection import Injection
 from .lessons import Lessons, Topic, read_topics, sentences_of
-from .loop import read_log, run
+from .loop import only_trainable, read_log, run
 from .settings import InjectionSettings, LoopSettings, Variety
 
 if TYPE_CHECKING:
@@ -93,9 +93,10 @@ def train_injector(
         "shape": asdict(injector.config),
     }
     folder = ws.path / "training" / "injector"
+    begun = check_folder(folder, {**described, **asdict(loop)}, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    with editor.only(()):
-        if start is None and examples and not checkpoints(folder):
+    with editor.only(()), only_trainable(ws.model, injector):
+        if start is None and examples and not begun:
             found = find_examples(editor, injector, suitable(topics)[:examples], folder / "examples")
             fitted = fit_values(injector, found)
             note(f"npt: fitted to {len(found.x)} facts: cosine {fitted['cosine']:.2f} on a tenth of them")
