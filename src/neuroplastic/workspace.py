@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from . import models
+from .calibration.calibrate import calibration_rows
+from .calibration.options import CalibrateOptions
 from .config import Mode, PlasticityConfig
 from .console import note, progress
 from .editing.edit import Edit, check_name, name_from
@@ -30,7 +32,7 @@ from .editing.options import InjectOptions, Method, Start
 from .editing.recall import Asked
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
-from .evaluation.sweep import Measured, analytic_presets, sweep
+from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
 from .files import (
     content_hash,
     refuse_occupied,
@@ -380,12 +382,21 @@ class Workspace:
         with self.editor.only(()), progress("comparing dynamic mode with the base") as step:
             return measure_fidelity(self.model, text, step=step, each_layer=each_layer)
 
-    def sweep(self, data: str | Path | None = None, max_tokens: int = 4096) -> list[Measured]:
-        """Fidelity of this workspace's base and layers under every preset; the workspace stays as it is."""
-        text = self.ordinary_text(data, max_tokens)
+    def sweep(
+        self, data: str | Path | None = None, max_tokens: int = 4096, ranks: Sequence[int] = ()
+    ) -> list[Measured]:
+        """Fidelity of this workspace's base and layers under every preset: exact, and with low-rank generators of these
+        `ranks` as `calibrate` would fit them. The workspace stays as it is."""
+        text, layers = self.ordinary_text(data, max_tokens), self.config.layers
+        width = self.model.get_input_embeddings().embedding_dim
+        if wrong := [r for r in ranks if not 1 <= r <= width]:
+            raise NPTError(f"ranks must be from 1 to the model's width {width}, not {wrong[0]}")
+        variants = analytic_presets(layers)
+        if ranks:
+            variants += calibrated_ranks(layers, ranks, calibration_rows(self, None, CalibrateOptions().tokens))
         model, _ = models.load_base(self.base.spec, self.base.dtype)
         with progress("converting in every way and comparing") as step:
-            return list(sweep(model.to(text.device), text, analytic_presets(self.config.layers), step))
+            return list(sweep(model.to(text.device), text, variants, step))
 
     def ordinary_text(self, data: str | Path | None, max_tokens: int) -> Tensor:
         """Rows of tokens to measure on (N, T): held-out self-written text, or that of a file."""

@@ -134,6 +134,17 @@ def test_gradients_of_a_crowd_reach_only_the_batch(workspace: npt.Workspace, tmp
     assert all(p.grad is None for p in workspace.model.parameters())
 
 
+def test_larger_crowds_join_later() -> None:
+    settings = InjectionSettings(crowds=(16, 48, 984), alone_first=10, crowd_after=5)
+    assert [settings.crowds_at(step) for step in (10, 14, 15, 20, 99)] == [
+        (16,),
+        (16,),
+        (16, 48),
+        (16, 48, 984),
+        (16, 48, 984),
+    ]
+
+
 def test_bad_input_is_named_before_any_work(workspace: npt.Workspace, tmp_path: Path) -> None:
     data = facts(tmp_path / "train.jsonl", 20)
     with pytest.raises(npt.NPTError, match="20 facts are too few"):
@@ -142,7 +153,7 @@ def test_bad_input_is_named_before_any_work(workspace: npt.Workspace, tmp_path: 
         train_injector(workspace, [])
     with pytest.raises(npt.NPTError, match="held_out must not be negative"):
         train_injector(workspace, [data], held_out=-1)
-    for settings in ({"batch_size": 0}, {"crowds": ()}, {"beta_text": -1.0}, {"text_length": 2}):
+    for settings in ({"batch_size": 0}, {"crowds": ()}, {"crowds": (48, 16)}, {"beta_text": -1.0}, {"text_length": 2}):
         with pytest.raises(npt.NPTError):
             InjectionSettings(**settings)
 

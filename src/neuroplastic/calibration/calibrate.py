@@ -69,7 +69,7 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
                 solutions = solved(model, text)
                 config = _spent(workspace, solutions, options.parameters(base))
                 workspace.reconfigure(config)
-                explained = _written(model, solutions)
+                explained = write_solutions(model, solutions)
             else:
                 explained = fit_generators(model, text, options.sequential)
             seconds = time.perf_counter() - began
@@ -100,7 +100,7 @@ def fit_generators(model: PreTrainedModel, text: Tensor, sequential: bool = Fals
     `sequential` reads the text once per layer, with the layers before it in dynamic mode as they were fitted.
     """
     if not sequential:
-        return _written(model, solved(model, text))
+        return write_solutions(model, solved(model, text))
     explained = {}
     plastic = plastic_layers(model)
     with mode(model, "standard"), progress("calibrating one layer after another") as step:
@@ -141,7 +141,8 @@ def _counted(step: Progress, done: int, total: int, *of: Any) -> Solution:
     return solution
 
 
-def _written(model: PreTrainedModel, solutions: dict[int, Solution]) -> dict[int, float]:
+def write_solutions(model: PreTrainedModel, solutions: dict[int, Solution]) -> dict[int, float]:
+    """Gives every generator the parameters of its rank; the share of power explained per layer."""
     return {i: write(p, solutions[i]) for i, p in plastic_layers(model).items()}
 
 

@@ -68,7 +68,6 @@ def sweep(console: Console, r: dict[str, Any]) -> None:
         ratio, kl, same = f"x {row['perplexity_ratio']:.4g}", f"{row['kl']:.3g}", f"{row['top1_agreement']:.2%}"
         table.add_row(*made, ratio, kl, same, f"{row['max_logit_error']:.2g}")
     console.print(table)
-    console.print(r["not_available"], highlight=False)
 
 
 def calibration(console: Console, r: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ def _blocks(found: dict[str, Any]) -> Iterator[Html]:
             [n.replace("_", " ") for n in (*SWEPT, "refused")],
             ([_number(row.get(k)) for k in (*SWEPT, "refused")] for row in found["rows"]),
         )
-        yield paragraph(found["not_available"])
         return
     names = (*AGREEMENT, "perplexity_base", "perplexity", "max_logit_error")
     yield table(["measure", "value"], ([n.replace("_", " "), _number(found[n])] for n in names))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from ..calibration.calibrate import solved, write_solutions
+from ..calibration.fit import Solution
 from ..config import PlasticityConfig, Preset
 from ..console import Progress
 from ..errors import NPTError
@@ -16,8 +18,6 @@ from .fidelity import Fidelity, measure_fidelity
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-NOT_SWEPT = "Ranks are not swept: the parameters of low_rank generators are random, so there is nothing to measure."
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,29 @@ class Measured:
 def analytic_presets(layers: str) -> list[Variant]:
     """Every preset with the generator that has no parameters."""
     return [Variant(PlasticityConfig(preset=p, layers=layers)) for p in get_args(Preset)]
+
+
+def calibrated_ranks(layers: str, ranks: Sequence[int], text: Tensor) -> list[Variant]:
+    """Every preset with low-rank generators of these widths, fitted in closed form to `text` (N, T)."""
+    return [
+        Variant(PlasticityConfig(preset=p, layers=layers, generator="low_rank", np_rank=r, input="effect"), fit)
+        for p in get_args(Preset)
+        for fit in [_ClosedForm(text)]
+        for r in ranks
+    ]
+
+
+class _ClosedForm:
+    """Fits the generators of a converted model. One regression serves all ranks of a preset, so it is made once."""
+
+    def __init__(self, text: Tensor):
+        self._text = text
+        self._solutions: dict[int, Solution] | None = None
+
+    def __call__(self, model: PreTrainedModel) -> None:
+        if self._solutions is None:
+            self._solutions = solved(model, self._text)
+        write_solutions(model, self._solutions)
 
 
 def sweep(

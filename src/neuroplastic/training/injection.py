@@ -10,7 +10,8 @@ Each lesson is told; the injector proposes dW; with it applied, and no context, 
 Every third step the batch is not applied one edit at a time, but together with up to a thousand proposals from earlier
 steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not compose.
 Gradients reach the batch's own values alone; as they are a small part of what disturbs ordinary text, the KL there is
-weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits.
+weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits, up to a bound. Crowds grow
+as training goes on.
 
 Nothing is ever added to a weight in training: v (a . z) is added to what the down projections give.
 """
@@ -43,6 +44,8 @@ Added = Callable[[int, Tensor], Tensor]
 """(index of an edited layer, what its down projection reads [R, T, f]) -> what is added to its output [R, T, d]"""
 Applied = Callable[[Sequence[int]], Added]
 """(the owners of a batch's R rows) -> what is added while they are read"""
+LARGEST_SHARE = 16.0
+"""What a crowd's KL on ordinary text is weighted by, at most"""
 LARGEST_LOSS = 15.0
 """nats; a token that is less likely than that pulls no harder"""
 
@@ -96,9 +99,12 @@ class Injection:
                 key = self._key(lessons, found)
                 return {"loss": key + 0 * found.V.sum(), "key": key}  # every parameter has a gradient
             crowded = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
-            others = self.crowd.draw(rng, rng.choice(s.crowds), [x.subject for x in lessons]) if crowded else None
+            others = (
+                self.crowd.draw(rng, rng.choice(s.crowds_at(step)), [x.subject for x in lessons]) if crowded else None
+            )
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
+            near = rng.sample(near, min(len(near), s.near_rows))
             texts = [self._text(rng) for _ in range(s.text_rows)] if crowded else []
             size = len(lessons) + (0 if others is None else len(others[0]))
             with torch.no_grad():
@@ -114,7 +120,7 @@ class Injection:
         losses["loss"] = losses["answer"] + s.beta_key * losses["key"] + s.beta_near * min(share, 4.0) * losses["near"]
         if texts:
             losses["text"] = kl[split:].mean()
-            losses["loss"] = losses["loss"] + s.beta_text * share * losses["text"]
+            losses["loss"] = losses["loss"] + s.beta_text * min(share, LARGEST_SHARE) * losses["text"]
         return losses | {"crowd": torch.tensor(float(size if crowded else 0)), "norm": found.V.norm(dim=-1).mean()}
 
     def after(self, step: int) -> None:

@@ -80,8 +80,11 @@ class InjectionSettings:
     batch_size: int = 16
     """Facts per batch."""
 
-    crowds: tuple[int, ...] = (48, 240, 984)
-    """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time."""
+    crowds: tuple[int, ...] = (16, 48, 128, 384, 984)
+    """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time; smaller ones first."""
+
+    crowd_after: int = 50
+    """Steps from one size's first crowd to the next size's; met all at once, large crowds throw training back."""
 
     crowd_every: int = 3
     """Each so-manieth step is made in a crowd."""
@@ -101,6 +104,9 @@ class InjectionSettings:
     beta_key: float = 1.0
     """Weight of finding the subject's last token."""
 
+    near_rows: int = 8
+    """Neighbours read per step, of different facts."""
+
     text_rows: int = 6
     """Ordinary texts read in a crowd's step."""
 
@@ -111,7 +117,7 @@ class InjectionSettings:
     """Share of the questions that stand behind three to eight tokens of unrelated text."""
 
     def __post_init__(self) -> None:
-        for field in ("batch_size", "crowd_every", "text_rows"):
+        for field in ("batch_size", "crowd_every", "crowd_after", "near_rows", "text_rows"):
             if getattr(self, field) < 1:
                 raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
         for field in ("beta_near", "beta_text", "beta_key", "prefixes", "keys_first", "alone_first"):
@@ -119,6 +125,12 @@ class InjectionSettings:
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
         if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:
             raise NPTError("texts need at least 4 tokens, and crowds at least one size above 0")
+        if list(self.crowds) != sorted(self.crowds):
+            raise NPTError(f"crowds must be given from the smallest to the largest, not {self.crowds}")
+
+    def crowds_at(self, step: int) -> tuple[int, ...]:
+        """Sizes that a crowd of this step may have."""
+        return self.crowds[: 1 + (step - self.alone_first) // self.crowd_after]
 
 
 @dataclass(frozen=True)
