@@ -1,7 +1,7 @@
 """The five presets at equal parameters: what the design claims of them, measured.
 
 make study
-    or: python benchmarks/study.py [--parts PART[,PART...]] [--data FILE] [--records 20] [--steps 100] [--seeds 3]
+    or: python benchmarks/study.py [--parts PART[,PART...]] [--data FILE] [--records 20] [--steps 80] [--seeds 3]
         [--report DIR]
 
 smollm2-135m in float32, generators that read the effect, about 233,000 parameters a layer for every preset. Parts:
@@ -9,7 +9,7 @@ smollm2-135m in float32, generators that read the effect, about 233,000 paramete
 calibrated    fidelity after the closed form, top two layers and all, on held-out self-written text
 trained       fidelity of the top two layers after the same training from noise, for each seed, and from the closed form
 injected      CounterFact records told to the exact generator's `token`, and to `consolidate` on each preset's sites
-regularised   `dual` trained from noise with several --reg-weight: norm of dW, fidelity, and the `token` edits it makes
+regularised   `dual` trained from the closed form with several --reg-weight: norm of dW, fidelity, and the `token` edits it makes
 
 With --report, what is finished is kept in the folder and not measured again. Data is --data, or counterfact_dev.json in
 the folder $NPT_DATA. Prints Markdown; takes about half an hour on two cores.
@@ -56,7 +56,7 @@ SITES = {"single": "gate", "dual": "gate+up", "triple": "gate+up+down"}
 REG_WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2)
 TOKENS = 12_288
 """that the closed form reads"""
-ROWS = 32
+ROWS = 16
 """of held-out text, 128 tokens each, that fidelity is measured on"""
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--records", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
@@ -189,7 +189,7 @@ class Study:
     def regularised(self) -> Iterator[Cell]:
         for weight in REG_WEIGHTS:
             arm = f"dual, --reg-weight {weight:g}"
-            cell, rows = self._train("regularised", arm, "dual", "random", 0, weight)
+            cell, rows = self._train("regularised", arm, "dual", "calibrated", 0, weight)
             (edits,) = summaries("regularised", rows)
             trained = {k: v for k, v in cell.figures.items() if k in ("norm of dW", "kl")}
             yield Cell("regularised", arm, {f"training's {k}": v for k, v in trained.items()} | edits.figures)

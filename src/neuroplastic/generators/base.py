@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -29,10 +29,13 @@ class Signals:
     """n(h + a), the MLP input with attention"""
     carried: Tensor | None
     """what the MLP must add to its own output because the layer no longer adds a; None where it does"""
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    """what a generator has made of them once, for all sites"""
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Signals:
         """The same signals at some of the tokens."""
-        some: dict[str, Any] = {name: None if t is None else select(t) for name, t in vars(self).items()}
+        own = {name: t for name, t in vars(self).items() if name != "codes"}
+        some: dict[str, Any] = {name: None if t is None else select(t) for name, t in own.items()}
         return Signals(**some)
 
 

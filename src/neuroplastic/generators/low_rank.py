@@ -8,7 +8,8 @@ Neither is formed in the forward pass. With c_k = v_a_k . z = code . (P_k^T z),
 
     sum_k v_b_k c_k = [Q_1 ... Q_k] (c (x) code)
 
-is one product of the stacked Q [d_out, k r] with k r numbers per token.
+is one product of the stacked Q [d_out, k r] with k r numbers per token; and with the self key, whose c_k are all 1,
+(sum_k Q_k) code, a product of r numbers per token whatever k is. The code is made once for all sites.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ class _LowRank(Generator):
         assert s.x is not None
         return s.x_c - s.x
 
-    def _code(self, A: nn.Module, s: Signals) -> Tensor:
-        code: Tensor = A(self._source(s))
-        return code.relu() if self.config.bottleneck == "relu" else code
+    def _code(self, A: nn.Module, s: Signals, name: str = "code") -> Tensor:
+        """The code of these signals, made where it was not."""
+        if name not in s.codes:
+            code: Tensor = A(self._source(s))
+            s.codes[name] = code.relu() if self.config.bottleneck == "relu" else code
+        return s.codes[name]
 
 
 class LowRankWeights(_LowRank):
@@ -74,19 +78,26 @@ class LowRankWeights(_LowRank):
         del self._rng
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
-        code = self._code(self.code, s)
+        code, Q = self._code(self.code, s), self._payload(site)
         k, r = self.config.num_ranks, self.rank
         if site in self.key:
             c = torch.einsum("...kr,...r->...k", self.key[site](z).unflatten(-1, (k, r)), code)
-            weighted = (c[..., :, None] * code[..., None, :]).flatten(-2)  # c (x) code  [..., k r]
-        else:  # the self key: every c_k is 1
-            weighted = code if k == 1 else code.repeat((1,) * (code.dim() - 1) + (k,))
-        return projection(z) + self.payload[site](weighted)
+            code = (c[..., :, None] * code[..., None, :]).flatten(-2)  # c (x) code  [..., k r]
+        elif k > 1:  # the self key: every c_k is 1
+            Q = Q.unflatten(-1, (k, r)).sum(-2)
+        y = projection(z)
+        # y + code Q^T in one pass over y
+        return torch.addmm(y.flatten(0, -2), code.flatten(0, -2), Q.T).view_as(y)
+
+    def _payload(self, site: Site) -> Tensor:
+        """[Q_1 ... Q_k] of a site [d_out, k r]."""
+        Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
+        return Q
 
     def grams(self, site: Site, z: Tensor, s: Signals) -> tuple[Tensor, Tensor]:
         """(V_a^T V_a, V_b^T V_b) [..., k, k] of the factors at z, without forming them."""
         code, k = self.encode(s)["code"], self.config.num_ranks
-        Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
+        Q = self._payload(site)
         if site not in self.key:
             return self_gram(z, k), code_gram(code, Q, k)
         P: Tensor = self.key[site].weight  # type: ignore[assignment]
@@ -101,7 +112,7 @@ class LowRankWeights(_LowRank):
     ) -> tuple[Tensor, Tensor]:
         code = self._code(self.code, s)
         k, r = self.config.num_ranks, self.rank
-        Q: Tensor = self.payload[site].weight  # type: ignore[assignment]
+        Q = self._payload(site)
         v_b = torch.einsum("okr,...r->...ko", Q.unflatten(-1, (k, r)), code)
         if site in self.key:
             P: Tensor = self.key[site].weight  # type: ignore[assignment]
@@ -123,9 +134,9 @@ class LowRankActivations(_LowRank):
         del self._rng
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
-        d = {p: self.payload[p](self._code(A, s)) for p, A in self.code.items()}
+        d = {p: self.payload[p](self._code(A, s, p)) for p, A in self.code.items()}
         return modulate_activation(projection(z), d.get("mult"), d.get("add"))
 
     def encode(self, s: Signals) -> dict[str, Tensor]:
         """The codes of its adapters [..., r]."""
-        return {part: self._code(A, s) for part, A in self.code.items()}
+        return {part: self._code(A, s, part) for part, A in self.code.items()}
