@@ -3,12 +3,15 @@
 # make test-llamacpp   an exported adapter in real llama.cpp
 # make bench-edits     our edits beside the statement in the prompt, fine-tuning, LoRA, ROME and MEMIT; NPT_DATA=FOLDER
 # make search-edits METHOD=rome   the search for a baseline's settings
+# make bench           what dynamic mode and edits cost, in ratios to the pretrained model
+# make bench-check     fails where dynamic mode is twice as slow as it may be
+# make study           the five presets at equal parameters; NPT_DATA=FOLDER
 PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH ?=
 
-.PHONY: setup demo test test-llamacpp bench-edits search-edits quick lint format clean
+.PHONY: setup demo test test-llamacpp bench bench-check bench-edits search-edits study quick lint format clean
 
 setup: .venv/.installed
 
@@ -36,6 +39,16 @@ bench-edits: setup
 
 search-edits: setup
 	cd benchmarks && ../$(BIN)/python -m baselines.search $(METHOD) $(BENCH)
+
+# tests/ holds the explicit path that naive compares with
+bench: setup
+	cd benchmarks && for part in forward decode memory naive edit scale; do PYTHONPATH=../tests ../$(BIN)/python -m speed.$$part; done
+
+bench-check: setup
+	cd benchmarks && ../$(BIN)/python -m speed.forward --check --repeat 5 --length 256
+
+study: setup
+	$(BIN)/python benchmarks/study.py $(BENCH)
 
 quick: setup
 	$(BIN)/python -m pytest -m "not real and not slow"

@@ -11,10 +11,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neuroplastic import NPTError, PlasticityConfig
+from families import tiny, tokens
+from naive import naively
+from neuroplastic import NPTError, PlasticityConfig, convert
 from neuroplastic.config import Site
 from neuroplastic.generators import Generator, Signals, make_generator
 from neuroplastic.modulation import rank_k_effect, residual_growth
+from neuroplastic.surgery import mode
 
 D, F, B, T = 24, 160, 2, 8
 
@@ -103,6 +106,19 @@ def test_low_rank_activations(modulation: Any) -> None:
         expected = expected + s.a @ adapters["add"].T
     assert set(adapters) == {"additive": {"add"}, "multiplicative": {"mult"}, "both": {"add", "mult"}}[modulation]
     assert_close(made("gate", gate, z, s), expected)
+
+
+@pytest.mark.usefixtures("no_grad")
+@pytest.mark.parametrize("settings", [s for s in LOW_RANK if s["bottleneck"] == "linear"])
+def test_a_whole_model_is_that_of_the_explicit_path(settings: dict[str, Any]) -> None:
+    config = PlasticityConfig(preset="triple", generator="low_rank", np_rank=6, **settings)
+    model = convert(tiny("llama", torch.float64), config)
+    fast = model(tokens(2, 9)).logits
+    with naively(model):
+        explicit = model(tokens(2, 9)).logits
+    assert_close(fast, explicit)
+    with mode(model, "standard"):
+        assert (model(tokens(2, 9)).logits - fast).abs().max() > 1e-6
 
 
 def test_initialisation_is_seeded_and_differs_by_layer() -> None:
