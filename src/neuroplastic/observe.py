@@ -36,6 +36,11 @@ class Seen:
     y: Tensor
     """output of the MLP (B, T, d), before any norm behind it"""
 
+    def at(self, select: Callable[[Tensor], Tensor]) -> Seen:
+        """The same layer at some of its tokens."""
+        tensors = {name: select(t) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return Seen(self.parts, **tensors)
+
     @property
     def x(self) -> Tensor:
         """n(h): what the MLP would have read without attention (B, T, d); computed anew at each call."""

@@ -25,7 +25,7 @@ from neuroplastic.surgery import mode
 from neuroplastic.training import loop
 from neuroplastic.training import train as training
 from neuroplastic.training.checkpoint import checkpoints
-from neuroplastic.training.distill import Distillation, target_of
+from neuroplastic.training.distill import Distillation, every_nth, target_of
 from neuroplastic.training.loop import read_log
 from neuroplastic.training.packing import pack, stack
 
@@ -254,6 +254,22 @@ def test_padding_and_the_split_into_shares_change_nothing(fresh: Any) -> None:
             first, second = (module(ROWS[at], WEIGHT[at], blend) for at in (slice(0, 1), slice(1, 2)))
         assert float(whole["loss"]) == pytest.approx(float(other["loss"]), rel=1e-6)
         assert float(whole["loss"]) == pytest.approx(float(first["loss"] + second["loss"]), rel=1e-5)
+
+
+def test_each_layer_may_learn_from_some_of_the_tokens(fresh: Any) -> None:
+    ws = fresh(generator="low_rank", np_rank=4, input="effect")
+    for n in (2, 3):
+        masks = torch.stack([every_nth(ROWS, n, offset) for offset in range(n)])
+        assert torch.equal(masks.sum(0), torch.ones_like(ROWS.ids))  # each token once
+        some, all_ = distillation(ws, every=n), distillation(ws, every=1)
+        with torch.no_grad():
+            found = some(ROWS, WEIGHT, 0.0)
+            for i in (0, 1):
+                expected = all_(ROWS, n * WEIGHT * masks[i], 0.0)
+                for name in (f"direct.{i}", f"norm.{i}.gate", f"norm.{i}.up"):
+                    assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-5)
+            parts = [some(ROWS[at], WEIGHT[at], 0.0) for at in (slice(0, 1), slice(1, 2))]
+        assert float(found["direct"]) == pytest.approx(sum(float(p["direct"]) for p in parts), rel=1e-5)
 
 
 def test_an_oracle_has_no_direct_loss(fresh: Any) -> None:

@@ -5,8 +5,9 @@
       + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
 
 In the teacher stage every layer is fed what the pretrained layers see: one frozen forward gives inputs and targets of
-all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Afterwards the
-plastic model runs, with each converted layer's hidden state moved from the teacher's to its own.
+all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Where many layers
+learn, most of the work is theirs: each then learns from every n-th token, other ones in every row and layer. Afterwards
+the plastic model runs, with each converted layer's hidden state moved from the teacher's to its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from .recipe import TrainSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FEW_LAYERS = 6
+"""So many learn from every token unless settings say otherwise: the frozen forward is most of the work."""
 LOOKED_AT = 16
 """Each so-manieth token serves for what is only logged."""
 
@@ -81,12 +84,17 @@ class Distillation(nn.Module):
         """The direct loss of every layer from one frozen forward."""
         direct: dict[int, Tensor] = {}
         learning = torch.is_grad_enabled()
+        n = self.settings.every or (1 if len(self.plastic) <= FEW_LAYERS else 2)
 
         def see(seen: Seen) -> None:
             i = seen.parts.index
+            if n > 1:
+                chosen = every_nth(rows, n, i)
+                seen = seen.at(lambda t: t[chosen][None])
+                look.weights[i] = n * weight[chosen][None]
             with torch.set_grad_enabled(learning):
                 made = rerun(self.plastic[i], seen)
-                direct[i] = losses.direct(made, target_of(self.plastic[i], seen), self.power[i], weight)
+                direct[i] = losses.direct(made, target_of(self.plastic[i], seen), self.power[i], look.weights[i])
 
         parts = [p.parts for p in self.plastic.values()]
         with mode(self.model, "standard"), look.at_all(), torch.no_grad():
@@ -133,6 +141,13 @@ def target_of(plasticity: Plasticity, seen: Seen) -> Tensor:
     return seen.y + seen.carried if plasticity.state.drop else seen.y
 
 
+def every_nth(rows: Packed, n: int, offset: int) -> Tensor:
+    """Every n-th position of each row -> bool (N, T); which of them depends on the row's own tokens alone, so that rows
+    may be dealt out to processes in any way."""
+    first = (rows.ids * rows.valid).sum(1, keepdim=True) + offset
+    return (torch.arange(rows.ids.shape[1], device=first.device) - first) % n == 0
+
+
 def rerun(plasticity: Plasticity, seen: Seen) -> Tensor:
     """The modulated MLP (N, T, d) on what the pretrained layer saw."""
     plasticity.state.h, plasticity.state.a = seen.h, seen.a
@@ -144,7 +159,9 @@ class Look:
     """Sees every modulated projection of one pass: what is regularised, and what is logged."""
 
     def __init__(self, plastic: dict[int, Plasticity], weight: Tensor, settings: TrainSettings):
-        self.plastic, self.weight, self.settings = plastic, weight, settings
+        self.plastic, self.settings = plastic, settings
+        self.weights = dict.fromkeys(plastic, weight)
+        """of the tokens that each layer learns from"""
         self.regularisation: list[Tensor] = []
         self.logged: dict[str, Tensor] = {}
 
@@ -173,15 +190,15 @@ class Look:
             with torch.no_grad():
                 unmodulated = linear(z)
             squares = kept_small = (y - unmodulated).square().sum(-1)
-        self.regularisation.append((self.weight * kept_small).sum())
+        self.regularisation.append((self.weights[i] * kept_small).sum())
         with torch.no_grad():
-            self.logged[f"norm.{i}.{site}"] = (self.weight * squares).sum().sqrt()
+            self.logged[f"norm.{i}.{site}"] = (self.weights[i] * squares).sum().sqrt()
             if site == self.plastic[i].config.axes.sites[0]:
                 self._log_once(i, site, linear, z, s)
 
     def _log_once(self, i: int, site: Site, linear: Projection, z: Tensor, s: Signals) -> None:
         """Of some tokens: the cosine between key and attention output, and how many directions the code uses."""
-        chosen = (self.weight.flatten() > 0).nonzero()[::LOOKED_AT, 0]
+        chosen = (self.weights[i].flatten() > 0).nonzero()[::LOOKED_AT, 0]
         some, z = s.at(lambda t: t.flatten(0, 1)[chosen]), z.flatten(0, 1)[chosen]
         generator = self.plastic[i].generator
         if isinstance(generator, LowRankWeights):
