@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -108,11 +109,14 @@ def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, 
 
 
 def curves(series: Mapping[str, Sequence[float]], at: Sequence[int], label: str, name: str) -> str:
-    """A line without marks per entry of `series` over the numbers `at`; logarithmic where every value allows it."""
+    """A line without marks per entry of `series` over the numbers `at`, without what is NaN; logarithmic where every
+    value allows it."""
     figure, axes = _figure(9, 3.4)
     for i, (title, values) in enumerate(series.items()):
-        axes.plot(at, values, label=title if len(series) <= 16 else None, linewidth=1, color=COLOURS[i % len(COLOURS)])
-    if all(v > 0 for values in series.values() for v in values):
+        known = [(x, y) for x, y in zip(at, values, strict=True) if not math.isnan(y)]
+        label_ = title if len(series) <= 16 else None
+        axes.plot(*zip(*known, strict=True), label=label_, linewidth=1, color=COLOURS[i % len(COLOURS)])
+    if not any(v <= 0 for values in series.values() for v in values):
         axes.set_yscale("log")
     axes.set_xlabel(label)
     return _svg(figure, f"curves {label} {name}")

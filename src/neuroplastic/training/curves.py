@@ -15,6 +15,9 @@ from ..files import whole_file
 REPORT = "report.html"
 CURVES = {
     "losses": ("direct", "fidelity", "regularisation"),
+    "losses, in nats": ("answer", "key", "near", "text"),
+    "edits in place": ("crowd",),
+    "mean length of a value": ("norm",),
     "gradient and learning rate": ("gradient", "lr"),
     "share of its own hidden state that a layer is fed": ("blend",),
     "tokens per second": ("tokens_per_second",),
@@ -27,8 +30,8 @@ PER_LAYER = {
 }
 
 
-def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Curves of what was logged, what was measured on the way, and the settings, in one page."""
+def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], title: str) -> None:
+    """Curves of what was logged, what was measured on the way, and the settings, in one page under this title."""
     try:
         need_matplotlib()
     except NPTError as e:
@@ -36,21 +39,32 @@ def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mappi
         return
     blocks: list[Html] = [heading("Curves")]
     steps = [e["step"] for e in log]
-    for title, names in CURVES.items():
-        series = {n: [e[n] for e in log] for n in names if all(n in e for e in log)}
-        if series:
-            blocks.append(figure(curves(series, steps, "step", title), title))
-    for head, title in PER_LAYER.items():
-        logged = [n for n in log[-1] if n.startswith(f"{head}.")]
-        if logged:
-            drawn = {n.removeprefix(f"{head}."): [e.get(n, float("nan")) for e in log] for n in logged}
-            blocks.append(figure(curves(drawn, steps, "step", title), title))
-    measured = [(e["step"] + 1, e["measured"]) for e in log if "measured" in e]
+    for name, logged in CURVES.items():
+        if drawn := {n: _column(log, n) for n in logged if any(n in e for e in log)}:
+            blocks.append(figure(curves(drawn, steps, "step", name), name))
+    for head, name in PER_LAYER.items():
+        if drawn := {n.removeprefix(f"{head}."): _column(log, n) for n in log[-1] if n.startswith(f"{head}.")}:
+            blocks.append(figure(curves(drawn, steps, "step", name), name))
+    measured = [(e["step"] + 1, _flat(e["measured"])) for e in log if "measured" in e]
     columns = [n for n, v in measured[0][1].items() if isinstance(v, float)] if measured else []
-    blocks.append(heading("Measured on held-out text"))
+    blocks.append(heading("Measured on what was held out"))
     blocks.append(table(["step", *columns], [[str(at), *(f"{m[c]:.4g}" for c in columns)] for at, m in measured]))
-    for prompt, written in (measured[-1][1].get("sampled", {}) if measured else {}).items():
-        blocks.append(paragraph(f"{prompt} …{written}"))
+    for prompt, written in measured[-1][1].items() if measured else ():
+        if isinstance(written, str):
+            blocks.append(paragraph(f"{prompt.removeprefix('sampled ')} …{written}"))
     blocks += [heading("Settings"), table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])]
     with whole_file(folder / REPORT) as temporary:
-        temporary.write_text(page("Training of generators", blocks), encoding="utf-8")
+        temporary.write_text(page(title, blocks), encoding="utf-8")
+
+
+def _column(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A gap where a step did not log it."""
+    return [e.get(name, float("nan")) for e in log]
+
+
+def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in mappings inside, under names of both."""
+    flat: dict[str, Any] = {}
+    for name, value in measured.items():
+        flat |= {f"{name} {n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

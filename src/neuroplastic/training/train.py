@@ -75,7 +75,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
             raise
     if process().is_main_process:  # of several, one writes
         workspace.save_generators()
-        write_report(folder, read_log(folder), asdict(settings))
+        write_report(folder, read_log(folder), asdict(settings), "Training of generators")
         note(f"npt: {settings.steps} steps; the generators are in {workspace.path}, the curves in {folder / REPORT}")
     return {"before": read_json(folder / BEFORE), "after": measured, "folder": str(folder)}
 

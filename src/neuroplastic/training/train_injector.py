@@ -19,6 +19,7 @@ from ..files import file_hash
 from ..text import encode, read_texts
 from .checkpoint import check_folder
 from .closed_form import find_examples, fit_values, suitable
+from .curves import write_report
 from .injection import Injection
 from .lessons import Lessons, Topic, read_topics, sentences_of
 from .loop import only_trainable, read_log, run
@@ -104,7 +105,9 @@ def train_injector(
         task = Injection(editor, injector, lessons, held, tokens, injection, loop.seed)
         began = time.time()
         measured = run(task, folder, loop, described, resume)
-    seconds = sum(entry["seconds"] for entry in read_log(folder))
+    log = read_log(folder)
+    seconds = sum(entry["seconds"] for entry in log)
+    write_report(folder, log, {**described, **asdict(loop)}, "Training of an injector")
     card = {**described, "loop": asdict(loop), "measured": measured, "hours": round(seconds / 3600, 3)}
     injector.eval().save(ws.path / INJECTOR_FILE, ws.base.sha256, card)
     ws.editor.forget_injector()
