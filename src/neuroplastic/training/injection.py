@@ -44,7 +44,7 @@ Added = Callable[[int, Tensor], Tensor]
 """(index of an edited layer, what its down projection reads [R, T, f]) -> what is added to its output [R, T, d]"""
 Applied = Callable[[Sequence[int]], Added]
 """(the owners of a batch's R rows) -> what is added while they are read"""
-LARGEST_SHARE = 16.0
+LARGEST_SHARE = 8.0
 """What a crowd's KL on ordinary text is weighted by, at most"""
 LARGEST_LOSS = 15.0
 """nats; a token that is less likely than that pulls no harder"""
@@ -105,7 +105,7 @@ class Injection:
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
             near = rng.sample(near, min(len(near), s.near_rows))
-            texts = [self._text(rng) for _ in range(s.text_rows)] if crowded else []
+            texts = [self._text(rng, i % len(lessons)) for i in range(s.text_rows)]
             size = len(lessons) + (0 if others is None else len(others[0]))
             with torch.no_grad():
                 before = self._read([*near, *texts])
@@ -118,9 +118,8 @@ class Injection:
         share = size / len(lessons)
         losses["near"] = kl[:split].mean() if near else said.new_zeros(())
         losses["loss"] = losses["answer"] + s.beta_key * losses["key"] + s.beta_near * min(share, 4.0) * losses["near"]
-        if texts:
-            losses["text"] = kl[split:].mean()
-            losses["loss"] = losses["loss"] + s.beta_text * min(share, LARGEST_SHARE) * losses["text"]
+        losses["text"] = kl[split:].mean()
+        losses["loss"] = losses["loss"] + s.beta_text * min(share, LARGEST_SHARE) * losses["text"]
         return losses | {"crowd": torch.tensor(float(size if crowded else 0)), "norm": found.V.norm(dim=-1).mean()}
 
     def after(self, step: int) -> None:
@@ -153,21 +152,20 @@ class Injection:
             found = Proposal(*(_joined(ts) for ts in zip(*parts, strict=True)))
             asked = [self._question(q, x.answer, i, None) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
-            texts = [self._text(rng) for _ in range(16)]
-            rows = [*asked, *near, *texts]
+            texts = [self._text(rng, i % len(lessons)) for i in range(16)]
             before = self._read([*near, *texts])
             result: dict[str, Any] = {"facts": len(lessons)}
             for name, applied in (("alone", alone(found)), ("together", self._together(found))):
-                said = self._read(rows if name == "together" else rows[: -len(texts)], applied)
+                said = self._read([*asked, *near, *texts], applied)
                 n, split = sum(len(r.at) for r in asked), sum(len(r.at) for r in near)
                 right = [s.argmax(-1).tolist() for s in said[:n].split([len(r.at) for r in asked])]
                 told = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
-                kl = kl_div(said[n:], before[: len(said) - n], log_target=True, reduction="none").sum(-1)
+                kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
                 result[name] = {
                     "told": sum(told[::2]) / len(told[::2]),
                     "asked": sum(told[1::2]) / len(told[1::2]),
                     "near_kl": kl[:split].mean().item(),
-                    **({"text_kl": kl[split:].mean().item()} if name == "together" else {}),
+                    "text_kl": kl[split:].mean().item(),
                 }
         return result
 
@@ -212,9 +210,9 @@ class Injection:
         row = self._question(question, answer, owner, None)
         return Row(row.ids, row.at, owner)
 
-    def _text(self, rng: random.Random) -> Row:
+    def _text(self, rng: random.Random, owner: int) -> Row:
         ids = [self.start, *rng.choice(self.texts)[: self.settings.text_length - 1]]
-        return Row(ids, list(range(1, len(ids))), 0)
+        return Row(ids, list(range(1, len(ids))), owner)
 
     def _together(self, found: Proposal, K: Tensor | None = None, V: Tensor | None = None) -> Applied:
         """What all of these edits add, solved together; K [n, L, f] and V [n, L, d] are those of earlier ones."""

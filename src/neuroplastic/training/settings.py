@@ -95,10 +95,10 @@ class InjectionSettings:
     alone_first: int = 120
     """Steps before the first crowd."""
 
-    beta_near: float = 1.0
+    beta_near: float = 2.0
     """Weight of the KL divergence on neighbours."""
 
-    beta_text: float = 1.0
+    beta_text: float = 2.0
     """Weight of the KL divergence on ordinary text."""
 
     beta_key: float = 1.0
@@ -107,10 +107,10 @@ class InjectionSettings:
     near_rows: int = 8
     """Neighbours read per step, of different facts."""
 
-    text_rows: int = 6
-    """Ordinary texts read in a crowd's step."""
+    text_rows: int = 4
+    """Ordinary texts read per step."""
 
-    text_length: int = 36
+    text_length: int = 32
     """Tokens of each."""
 
     prefixes: float = 0.4
