@@ -52,7 +52,8 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
         for several, one in zip(both[1:], alone[1:], strict=True):
             assert_close(several[i], one[0], atol=1e-4, rtol=1e-3)
         assert_close(alone.attention[0, :, 1 : 1 + len(question)].sum(-1), torch.ones(len(config.layers)))
-    assert (both.V.norm(dim=-1) < torch.tensor(config.norms) * config.reach).all()
+    usual = torch.tensor(config.norms) * torch.log(torch.tensor(2.0))  # softplus(0)
+    assert_close(both.V.norm(dim=-1), usual.expand(2, -1))
     fired = torch.einsum("nlf,nlf->nl", both.A, both.K)
     assert_close(fired, torch.full_like(fired, 1 / (1 + config.rho)))
 

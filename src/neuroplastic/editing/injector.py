@@ -10,12 +10,13 @@ From these, with s_t = Mixer(W e_t + position + answer flag):
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
     k_l = m_t^l at the t of the largest alpha_t^l                    the layer's own key for it
     a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
-    v_l = longest_l sigmoid(w'_l . c) H_l c / |H_l c|                what the projection should add there
+    v_l = N_l softplus(w'_l . c) H_l c / |H_l c|                     what the projection should add there
 
-with c a code of the answer's features and of s, pooled over question and answer, and dW_l = v_l a_l^T. Only alpha and v
-are learned: the key is the layer's own representation of the fact's subject, found without being marked, whitened under
-the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section 3.1). Networks that predict edits go back to
-MEND (Mitchell et al. 2110.11309); this one predicts values, not gradients.
+with c a code of the answer's features and of s, pooled over question and answer, N_l the mean length of what the
+projection gives on ordinary text, and dW_l = v_l a_l^T. A bound on the length would be a place where it has no gradient
+left. Only alpha and v are learned: the key is the layer's own representation of the fact's subject, found without being
+marked, whitened under the covariance C of ordinary text (ROME, Meng et al. 2202.05262, section 3.1). Networks that
+predict edits go back to MEND (Mitchell et al. 2110.11309); this one predicts values, not gradients.
 """
 
 from __future__ import annotations
@@ -68,8 +69,6 @@ class InjectorConfig:
     """longest statement, in tokens, with the start token"""
     rho: float = 0.05
     """strength of the ridge that edits are solved under, alone or together"""
-    reach: float = 5.0
-    """no value is longer than so many times the mean norm of what its projection gives on ordinary text"""
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "straight", "hidden", "max_length")
@@ -79,8 +78,8 @@ class InjectorConfig:
             raise NPTError("an injector needs layers to edit and depths to read")
         if self.width % self.heads or self.pools % 2:
             raise NPTError("an injector's width must be a multiple of its heads, and its pools even")
-        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho, self.reach) > 0:
-            raise NPTError("an injector's rho, reach and one norm for each of its layers must be above 0")
+        if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho) > 0:
+            raise NPTError("an injector's rho and one norm for each of its layers must be above 0")
 
     @classmethod
     @torch.no_grad()
@@ -196,7 +195,7 @@ class Injector(nn.Module):
         self.values = nn.ModuleList([nn.Linear(code, config.d_model) for _ in config.layers])
         self.size = nn.Linear(code, len(config.layers))
         nn.init.zeros_(self.size.weight)
-        nn.init.constant_(self.size.bias, -1)
+        nn.init.zeros_(self.size.bias)
 
     def forward(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """alpha [n, L, T] and V [n, L, d]."""
@@ -214,8 +213,8 @@ class Injector(nn.Module):
         bent = F.gelu(self.hidden(F.layer_norm(pooled, pooled.shape[-1:])))
         code = torch.cat([self.straight(mean_answer(reading)), bent], -1)
         direction = F.normalize(torch.stack([head(code) for head in self.values], 1), dim=-1)
-        longest = code.new_tensor(self.config.norms) * self.config.reach
-        return alpha, (longest * self.size(code).sigmoid())[..., None] * direction
+        length = code.new_tensor(self.config.norms) * F.softplus(self.size(code))
+        return alpha, length[..., None] * direction
 
     def propose(self, reading: Reading, whitening: Whitening, through: nn.Module | None = None) -> Proposal:
         """The updates that the statements ask for; `through` is this network as a training may have wrapped it."""

@@ -145,8 +145,8 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     injector.straight.weight[:rank] = code.T.float()
     injector.straight.bias[:rank] = -(fit.offset @ code).float()
     mean = fit.mean.unflatten(0, (len(config.layers), config.d_model))
-    sizes = examples.delta.double().norm(dim=-1).mean(0) / (torch.tensor(config.norms).double() * config.reach)
-    injector.size.bias.copy_(torch.logit(sizes.clamp(0.05, 0.95)))
+    sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms).double()
+    injector.size.bias.copy_(sizes.clamp_min(0.01).expm1().log())  # the inverse of softplus
     for i, head in enumerate(injector.values):
         assert isinstance(head, torch.nn.Linear)
         head.weight.zero_()

@@ -2,7 +2,7 @@
 
 Each lesson is told; the injector proposes dW; with it applied, and no context, the frozen model is asked:
 
-    L =   mean over what is asked of  - log p(answer) / tokens          it sticks, and carries over to other wordings
+    L =   mean over what is asked of  max(0, log enough - log p(answer) / tokens)     it sticks, in other wordings too
         + beta_near KL(base || edited) on a neighbour's answer          neighbours stay
         + beta_text KL(base || edited) on ordinary text                 so does everything else
         + beta_key  (- log alpha at the subject's last token)           where a lesson says what its subject is
@@ -111,7 +111,7 @@ class Injection:
                 before = self._read([*near, *texts])
             applied = alone(found) if others is None else self._together(found, *others)
             said = self._read([*asked, *near, *texts], applied)
-        losses = {"answer": _unlikely(asked, said), "key": self._key(lessons, found)}
+        losses = {"answer": _unlikely(asked, said, s.enough), "key": self._key(lessons, found)}
         n = sum(len(r.at) for r in asked)
         kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
         split = sum(len(r.at) for r in near)
@@ -274,11 +274,12 @@ def alone(found: Proposal) -> Applied:
     return of
 
 
-def _unlikely(asked: Sequence[Row], said: Tensor) -> Tensor:
-    """- log p of the wanted answers, mean over tokens, then over rows."""
+def _unlikely(asked: Sequence[Row], said: Tensor, enough: float) -> Tensor:
+    """max(0, log enough - log p) of the wanted answers, log p a mean over tokens; the mean over rows."""
     wanted = torch.tensor([t for r in asked for t in r.wanted], device=said.device)
     nll = -said[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
-    return torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])]).mean()
+    each = torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])])
+    return (each + math.log(enough)).clamp_min(0).mean()
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

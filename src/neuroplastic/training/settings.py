@@ -113,6 +113,9 @@ class InjectionSettings:
     text_length: int = 32
     """Tokens of each."""
 
+    enough: float = 0.8
+    """Probability per token at which an answer pulls no further."""
+
     prefixes: float = 0.4
     """Share of the questions that stand behind three to eight tokens of unrelated text."""
 
@@ -123,6 +126,8 @@ class InjectionSettings:
         for field in ("beta_near", "beta_text", "beta_key", "prefixes", "keys_first", "alone_first"):
             if not getattr(self, field) >= 0:
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
+        if not 0 < self.enough <= 1:
+            raise NPTError(f"enough must be a probability above 0, not {self.enough}")
         if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:
             raise NPTError("texts need at least 4 tokens, and crowds at least one size above 0")
         if list(self.crowds) != sorted(self.crowds):
