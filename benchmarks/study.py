@@ -169,12 +169,14 @@ class Study:
         rows: list[Row] = []
         for preset in get_args(Preset):
             with workspace(PlasticityConfig(preset=preset)) as ws:
+                own: dict[str, Contender] = {f"{preset}, token": injected(InjectOptions("token"))}
+                own[f"{preset}, token, alpha 1"] = injected(InjectOptions("token", alpha=1.0))
                 try:
-                    rows += self._edits(ws, {f"{preset}, token": injected(InjectOptions("token"))})
+                    rows += self._edits(ws, own)
                 except npt.NPTError as e:
                     yield Cell("injected", f"{preset}, token", refused=str(e))
         with workspace(PlasticityConfig()) as ws:
-            own: dict[str, Contender] = {"unedited": unedited}
+            own = {"unedited": unedited}
             for preset, sites in SITES.items():
                 options = InjectOptions("consolidate", sites=sites)
                 own[f"{preset}'s sites ({sites}), consolidate"] = injected(options)

@@ -13,7 +13,7 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from neuroplastic.editing.edit import Edit
-from neuroplastic.editing.injector import Injector, InjectorConfig, read_statements
+from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
 from neuroplastic.editing.learned import INJECTOR_FILE
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.statistics import Whitening
@@ -72,6 +72,21 @@ def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad
             assert_close(found.K[n, l], k)
             z = inverses[layer, "m"] @ k
             assert_close(found.A[n, l], z / ((1 + config.rho) * (k @ z)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_choice_inside_a_known_subject_moves_to_its_end(no_grad: None) -> None:
+    alpha = torch.tensor([[[0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]]]).expand(4, -1, -1)  # tokens 1 and 3
+    subjects = [None, Subject(1, 2, False), Subject(0, 0, False), Subject(0, 0, True)]
+    assert at_the_end(alpha, subjects).argmax(-1).tolist() == [[1, 3], [2, 3], [1, 3], [0, 0]]
+    tokenizer = make_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    injector, (question, answer) = injector_for(model), TOLD[0]
+    reading = read_statements(
+        model, tokenizer, injector.config, [(encode(tokenizer, question), encode(tokenizer, answer))]
+    )
+    eye = Whitening({(layer, "m"): torch.eye(injector.config.d_ffn) for layer in injector.config.layers})
+    found = injector.propose(reading, eye, subjects=[Subject(2, 5, True)])
+    assert torch.equal(found.K, reading.keys[:, :, 5])
 
 
 def test_a_statement_must_have_both_parts_and_fit() -> None:

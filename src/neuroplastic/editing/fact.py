@@ -36,6 +36,8 @@ class Wording:
     answer: str
     subject: tuple[int, int] | None
     """where the subject stands in the question, in characters"""
+    subject_given: bool = False
+    """whether it was told, not found by the rule"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def asked(question: str, answer: str, wordings: Sequence[str] = (), subject: str
             raise NPTError(f"the {what} is empty")
     answer = " " + answer.strip()
     questions = tuple(q.rstrip() for q in (question, *wordings))
-    return Fact(questions[0] + answer, tuple(Wording(q, answer, _subject(q, subject)) for q in questions))
+    return Fact(questions[0] + answer, tuple(_asked(q, answer, subject) for q in questions))
 
 
 def read_facts(path: Path) -> list[tuple[str | None, Fact]]:
@@ -161,12 +163,16 @@ def _wording(sentence: str, subject: str | None, answer: str | None) -> Wording:
         raise NPTError("the statement is empty; give a sentence such as 'The Eiffel Tower is in Rome.'")
     if answer is None:
         question, found = question_and_answer(sentence)
-        return Wording(question, found, _subject(question, subject))
+        return _asked(question, found, subject)
     said, wanted = sentence.rstrip().rstrip(PUNCTUATION), answer.strip().rstrip(PUNCTUATION)
     if not wanted or not said.endswith(wanted):
         raise NPTError(f"the statement {sentence!r} does not end with the answer {answer!r}")
     question = said[: -len(wanted)].rstrip()
-    return Wording(question, said[len(question) :], _subject(question, subject))
+    return _asked(question, said[len(question) :], subject)
+
+
+def _asked(question: str, answer: str, subject: str | None) -> Wording:
+    return Wording(question, answer, _subject(question, subject), subject is not None)
 
 
 def _subject(question: str, given: str | None) -> tuple[int, int] | None:

@@ -14,8 +14,8 @@ from ..errors import NPTError
 from ..text import encode
 from .consolidate import Bench, Solution
 from .edit import Factors
-from .fact import Fact
-from .injector import Injector, read_statements
+from .fact import Fact, Wording
+from .injector import Injector, Subject, read_statements
 
 INJECTOR_FILE = "injector.safetensors"
 """of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
@@ -58,7 +58,7 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
             "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
         )
     told = [
-        (encode(bench.tokenizer, w.question), encode(bench.tokenizer, w.answer), number)
+        (encode(bench.tokenizer, w.question), encode(bench.tokenizer, w.answer), _subject(bench, w), number)
         for number, fact in enumerate(facts)
         for w in fact.wordings
     ]
@@ -70,9 +70,9 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
     with bench.unedited():
         for done in range(0, len(told), TOGETHER):
             some = told[done : done + TOGETHER]
-            reading = read_statements(bench.model, bench.tokenizer, config, [(q, a) for q, a, _ in some])
-            found = injector.propose(reading, bench.whitening)
-            for (_, _, number), K, V in zip(some, found.K, found.V, strict=True):
+            reading = read_statements(bench.model, bench.tokenizer, config, [(q, a) for q, a, *_ in some])
+            found = injector.propose(reading, bench.whitening, subjects=[s for _, _, s, _ in some])
+            for (*_, number), K, V in zip(some, found.K, found.V, strict=True):
                 keys[number] += share[number] * K
                 values[number] += share[number] * V
             if progress is not None:
@@ -88,3 +88,11 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
         )
         for A, K, V in zip(rows, keys, values, strict=True)
     ]
+
+
+def _subject(bench: Bench, wording: Wording) -> Subject | None:
+    if wording.subject is None:
+        return None
+    before, through = (len(encode(bench.tokenizer, wording.question[:at])) for at in wording.subject)
+    last = min(through, len(encode(bench.tokenizer, wording.question)))
+    return Subject(min(before + 1, last), last, wording.subject_given)
