@@ -1,13 +1,13 @@
 """The injector against its bars: quality beside ROME, time, many edits in place, zsRE, free writing.
 
-python benchmarks/learned.py [--data FOLDER] [--workspace W] [--records 200] [--kept 1,10,30,100,300,1000] [--skip rome]
-    [--seed 0] [--report DIR] [--json]
+python benchmarks/learned.py [--data FOLDER] [--workspace W] [--records 200] [--asked 100] [--kept 1,10,30,100,300,1000]
+    [--skip rome] [--seed 0] [--report DIR] [--json]
 
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
 package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
 edits in place, made in one call, first solved together as the ledger does and then merely added up; CounterFact edits
-come first, zsRE's fill up, and a sample of 100 of those CounterFact records is asked. With --report, a run that was cut
-off goes on from there.
+come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked; of so many records more the
+model also writes freely. With --report, a run that was cut off goes on from there.
 """
 
 from __future__ import annotations
@@ -41,9 +41,6 @@ from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.suites import SuiteName, suite_named
 from neuroplastic.evaluation.summary import Interval, summary
 
-ASKED = 100
-"""Records asked of those in place, and records that are written about."""
-
 
 @dataclass(frozen=True)
 class Crowd:
@@ -61,6 +58,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--workspace", type=Path)
     parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--asked", type=int, default=100)
     parser.add_argument("--kept", default="1,10,30,100,300,1000")
     parser.add_argument("--skip", default="", help="parts left out, separated by commas: alone, rome, zsre, time, kept")
     parser.add_argument("--seed", type=int, default=0)
@@ -84,11 +82,11 @@ def main() -> None:
             chosen = records(options, "zsre")[: options.records]
             found["zsre"] = alone(ws.editor, "zsre", chosen, ["unedited", "learned"], options)
         if "time" not in skip:
-            found["time"] = timed(ws, counterfact[:ASKED])
+            found["time"] = timed(ws, counterfact[:100])
         if "kept" not in skip:
             sizes = [int(n) for n in options.kept.split(",")]
             more = [replace(r, id=f"zsre {r.id}") for r in records(options, "zsre")]
-            found["kept"] = [asdict(c) for c in in_place(ws.editor, counterfact, more, sizes, options.seed)]
+            found["kept"] = [asdict(c) for c in in_place(ws.editor, counterfact, more, sizes, options)]
     if options.json:
         print(json.dumps(found))
     else:
@@ -114,7 +112,7 @@ def alone(
     written = Examination(editor, suite, generate=True, seed=options.seed)
     kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
     with progress(f"{name}: free writing") as step:
-        rows = evaluate(written, chosen[:ASKED], {"learned": contenders["learned"]}, kept, step)
+        rows = evaluate(written, chosen[: options.asked], {"learned": contenders["learned"]}, kept, step)
     own = found["methods"]["learned"]["figures"]
     free = summarise(rows, suite, options.seed)["methods"]["learned"]["figures"]
     own |= {n: free[n] for n in ("es_gen", "ps_gen", "entropy")}
@@ -145,7 +143,7 @@ def timed(ws: npt.Workspace, chosen: Sequence[Record]) -> dict[str, float]:
 
 
 def in_place(
-    editor: Editor, first: Sequence[Record], more: Sequence[Record], sizes: Sequence[int], seed: int
+    editor: Editor, first: Sequence[Record], more: Sequence[Record], sizes: Sequence[int], options: argparse.Namespace
 ) -> list[Crowd]:
     """What is left of the first records' facts as edits crowd the weights."""
     taught = [*first, *more][: max(sizes)]
@@ -160,13 +158,13 @@ def in_place(
     found: list[Crowd] = []
     with progress("many edits in place") as step:
         for size in sizes:
-            some = choose(list(first[:size]), ASKED, seed)
+            some = choose(list(first[:size]), options.asked, options.seed)
             for how, edits in (("together", placed[:size]), ("added", [_added(e) for e in placed[:size]])):
                 with editor.only(edits):
                     rows = [examination.ask(r) for r in some]
                     drift = ordinary.drift()
-                found.append(Crowd(size, how, summary(rows, suite.parts_of_s, seed), *drift))
-            unedited = summary([examination.ask(r) for r in some], suite.parts_of_s, seed)
+                found.append(Crowd(size, how, summary(rows, suite.parts_of_s, options.seed), *drift))
+            unedited = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
             found.append(Crowd(size, "unedited", unedited, 0.0, 0.0))
             step(len(found), 3 * len(sizes))
     return found

@@ -84,11 +84,11 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
         _ = ws.editor.whitening
     before, ppl_before = _answers(ws), perplexity(ws.model, text)
     console.print(f"statement: [bold]{STATEMENT}[/bold]")
-    edit = ws.inject(STATEMENT, method="consolidate", name="tower")
+    edit = ws.inject(STATEMENT, name="tower")
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
     console.print(
-        f"injected by `consolidate` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is at most "
+        f"injected by `{edit.method}` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is at most "
         f"{max(norms):.2%} in any of the {len(norms)} projections"
     )
 
