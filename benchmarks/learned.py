@@ -6,8 +6,9 @@ python benchmarks/learned.py [--data FOLDER] [--workspace W] [--records 200] [--
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
 package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
 edits in place, made in one call, first solved together as the ledger does and then merely added up; CounterFact edits
-come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked; of so many records more the
-model also writes freely. With --report, a run that was cut off goes on from there.
+come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked. The model writes freely about
+--asked records. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from
+there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from neuroplastic.evaluation.kept import Kept
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.suites import SuiteName, suite_named
-from neuroplastic.evaluation.summary import Interval, summary
+from neuroplastic.evaluation.summary import Interval, harmonic, summary
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,11 @@ def main() -> None:
             more = [replace(r, id=f"zsre {r.id}") for r in records(options, "zsre")]
             found["kept"] = [asdict(c) for c in in_place(ws.editor, counterfact, more, sizes, options)]
     if options.json:
-        print(json.dumps(found))
-    else:
-        show(found)
+        print(json.dumps({**found, "bars": bars(found)}))
+        return
+    show(found)
+    for bar, met in bars(found).items():
+        print(f"{'met' if met else 'NOT MET':<8} {bar}")
 
 
 def records(options: argparse.Namespace, suite: SuiteName) -> list[Record]:
@@ -168,6 +171,46 @@ def in_place(
             found.append(Crowd(size, "unedited", unedited, 0.0, 0.0))
             step(len(found), 3 * len(sizes))
     return found
+
+
+def bars(found: dict[str, Any]) -> dict[str, bool]:
+    """Of what was measured: the bar, with the figure, and whether it is met."""
+    checked: dict[str, bool] = {}
+
+    def bar(name: str, value: float, least: float) -> None:
+        checked[f"{name}: {value:.3f}, at least {least:.3f}"] = value >= least
+
+    def limit(name: str, value: float, most: float) -> None:
+        checked[f"{name}: {value:.4f}, at most {most:g}"] = value <= most
+
+    if "counterfact" in found:
+        methods, ceiling = found["counterfact"]["methods"], found["counterfact"]["ceiling"]
+        own, base = methods["learned"]["figures"], methods["unedited"]["figures"]
+        bar("ES", own["ES"][0], 0.99)
+        bar("PS", own["PS"][0], 0.96)
+        bar("NS", own["NS"][0], base["NS"][0] - 0.02)
+        bar("S of its ceiling", own["S"][0] / ceiling, 0.97)
+        limit("rise of perplexity per edit", own["perplexity"][0], 0.005)
+        bar("free writing, edit prompts", own["es_gen"][0], 0.9)
+        bar("free writing, paraphrases", own["ps_gen"][0], 0.8)
+        if "rome" in methods:
+            rome = methods["rome"]["figures"]
+            bar("S beside ROME's", own["S"][0], rome["S"][0])
+            bar("times faster than ROME", rome["seconds"][0] / own["seconds"][0], 30)
+    if "zsre" in found:
+        own = found["zsre"]["methods"]["learned"]["figures"]
+        bar("zsRE edit", own["edit"][0], 0.9)
+        bar("zsRE locality", own["locality"][0], 0.95)
+    if "time" in found:
+        limit("seconds an edit", found["time"]["edit"], 0.12)
+        bar("edits a second, a hundred at once", found["time"]["per_second_together"], 20)
+    crowds = {(c["edits"], c["how"]): c for c in found.get("kept", ())}
+    for edits, share, drift in ((100, 0.92, 0.03), (1000, 0.80, 0.10)):
+        if (edits, "together") in crowds:
+            c, base = crowds[edits, "together"], crowds[edits, "unedited"]["figures"]
+            bar(f"{edits} edits, S of its ceiling", c["figures"]["S"][0] / harmonic(1, 1, base["NS"][0]), share)
+            limit(f"{edits} edits, rise of perplexity", c["perplexity"], drift)
+    return checked
 
 
 def _added(edit: Edit) -> Edit:
