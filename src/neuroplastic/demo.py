@@ -88,8 +88,8 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
     console.print(
-        f"injected by `{edit.method}` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is at most "
-        f"{max(norms):.2%} in any of the {len(norms)} projections"
+        f"injected by `{edit.method}` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is "
+        f"at most {max(norms):.2%} in any of the {len(norms)} projections"
     )
 
     _title(console, "4  Asked without the fact in the prompt")

@@ -117,7 +117,7 @@ def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tm
         rows = [t._question(x.asked[1], x.answer, i, None) for i, x in enumerate(lessons)]
         together = t._read(rows, t._together(found))
         for x in lessons:
-            workspace.inject(npt.asked(x.told, x.answer))
+            workspace.inject(npt.asked(x.told, x.answer, subject=x.subject))
         assert_close(t._read(rows), together, atol=1e-4, rtol=1e-3)
 
 

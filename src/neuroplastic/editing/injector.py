@@ -164,7 +164,8 @@ def at_the_end(alpha: Tensor, subjects: Sequence[Subject | None]) -> Tensor:
         if s is not None:
             inside = (chosen[i] >= s.first) & (chosen[i] <= s.last)
             chosen[i, inside | s.told] = s.last
-    return torch.nn.functional.one_hot(chosen, alpha.shape[-1]).to(alpha)
+    moved = (chosen != alpha.argmax(-1))[..., None]
+    return torch.where(moved, torch.nn.functional.one_hot(chosen, alpha.shape[-1]).to(alpha), alpha)
 
 
 def mean_answer(reading: Reading) -> Tensor:
@@ -247,9 +248,7 @@ class Injector(nn.Module):
         """The updates that the statements ask for; `through` is this network as a training may have wrapped it,
         `subjects` those of the statements that are known."""
         alpha, V = (through or self)(reading)
-        if subjects is not None:
-            alpha = at_the_end(alpha, subjects)
-        K = keys_at(alpha, reading)
+        K = keys_at(alpha if subjects is None else at_the_end(alpha, subjects), reading)
         return Proposal(alpha, K, self.rows(K, whitening), V)
 
     def rows(self, K: Tensor, whitening: Whitening) -> Tensor:

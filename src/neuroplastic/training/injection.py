@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from ..editing.editor import Editor
-from ..editing.injector import Injector, Proposal, read_statements
+from ..editing.injector import Injector, Proposal, Subject, read_statements
 from ..editing.together import solve_together
 from ..errors import NPTError
 from ..structure import projection
@@ -181,20 +181,25 @@ class Injection:
         """What the injector, through a module that may be wrapped, asks for."""
         told = [self._statement(x) for x in lessons]
         reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
-        return self.injector.propose(reading, self.editor.whitening, module)
+        # a key at a token that is everywhere would be most of what disturbs ordinary text
+        subjects = [None if at is None else Subject(at, at, True) for at in map(self._subject, lessons)]
+        return self.injector.propose(reading, self.editor.whitening, module, subjects)
 
     def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:
         """- log alpha at the last token of each subject that stands in what is told; 0 where none does."""
-        at = []
-        for i, x in enumerate(lessons):
-            begins = -1 if x.subject is None else x.told.rfind(x.subject)
-            if begins >= 0 and x.subject is not None:
-                last = len(encode(self.tokenizer, x.told[: begins + len(x.subject)]))
-                at.append((i, min(last, len(encode(self.tokenizer, x.told)))))
-        if not at:
+        known = [(i, at) for i, at in enumerate(map(self._subject, lessons)) if at is not None]
+        if not known:
             return found.V.new_zeros(())
-        row, column = torch.tensor(at, device=found.V.device).T
+        row, column = torch.tensor(known, device=found.V.device).T
         return -found.attention[row, :, column].clamp_min(1e-6).log().mean()
+
+    def _subject(self, lesson: Lesson) -> int | None:
+        """The position of the subject's last token, where it is known and stands in what is told."""
+        begins = -1 if lesson.subject is None else lesson.told.rfind(lesson.subject)
+        if begins < 0 or lesson.subject is None:
+            return None
+        last = len(encode(self.tokenizer, lesson.told[: begins + len(lesson.subject)]))
+        return min(last, len(encode(self.tokenizer, lesson.told)))
 
     def _question(self, question: str, answer: str, owner: int, rng: random.Random | None) -> Row:
         """A question, sometimes behind unrelated text, whose answer should follow."""
