@@ -55,7 +55,8 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
     usual = torch.tensor(config.norms) * torch.log(torch.tensor(2.0))  # softplus(0)
     assert_close(both.V.norm(dim=-1), usual.expand(2, -1))
     fired = torch.einsum("nlf,nlf->nl", both.A, both.K)
-    assert_close(fired, torch.full_like(fired, 1 / (1 + config.rho)))
+    d = torch.einsum("nlf,nlf->nl", both.K, both.K) / 2  # k . C^-1 k
+    assert_close(fired, d / (config.ridge + d))
 
 
 def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad: None) -> None:
@@ -71,7 +72,7 @@ def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad
             k = reading.keys[n, l, found.attention[n, l].argmax()]
             assert_close(found.K[n, l], k)
             z = inverses[layer, "m"] @ k
-            assert_close(found.A[n, l], z / ((1 + config.rho) * (k @ z)), rtol=1e-4, atol=1e-6)
+            assert_close(found.A[n, l], z / (config.ridge + k @ z), rtol=1e-4, atol=1e-6)
 
 
 def test_a_choice_inside_a_known_subject_moves_to_its_end(no_grad: None) -> None:
@@ -171,7 +172,7 @@ def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Work
     ws.inject(FACTS[0], name="one")
     file = ws.path / "edits/one.safetensors"
     edit = Edit.load(file)
-    assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).rho
+    assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).ridge
     tensors, metadata = read_tensors(file)
     without = {n: t for n, t in tensors.items() if not n.endswith(".K")}
     write_tensors(file, without, metadata)

@@ -9,7 +9,7 @@ From these, with s_t = Mixer(W e_t + position + answer flag):
 
     alpha^l = softmax over the question's tokens of (w_l . s_t)      where the subject ends
     k_l = m_t^l at the t of the largest alpha_t^l                    the layer's own key for it
-    a_l = C_l^-1 k_l / ((1 + rho) k_l . C_l^-1 k_l)                  fires at k_l, hardly on ordinary text
+    a_l = C_l^-1 k_l / (rho f + k_l . C_l^-1 k_l)                    fires at k_l, hardly on ordinary text
     v_l = N_l softplus(w'_l . c) H_l c / |H_l c|                     what the projection should add there
 
 with c a code of the answer's features and of s, pooled over question and answer, N_l the mean length of what the
@@ -67,8 +67,9 @@ class InjectorConfig:
     hidden: int = 256
     max_length: int = 64
     """longest statement, in tokens, with the start token"""
-    rho: float = 0.05
-    """strength of the ridge that edits are solved under, alone or together"""
+    rho: float = 0.5
+    """strength of the ridge that edits are solved under, alone or together, in units of d_ffn, which is what
+    k . C^-1 k is at an ordinary token on average"""
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "straight", "hidden", "max_length")
@@ -80,6 +81,10 @@ class InjectorConfig:
             raise NPTError("an injector's width must be a multiple of its heads, and its pools even")
         if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho) > 0:
             raise NPTError("an injector's rho and one norm for each of its layers must be above 0")
+
+    @property
+    def ridge(self) -> float:
+        return self.rho * self.d_ffn
 
     @classmethod
     @torch.no_grad()
@@ -254,7 +259,7 @@ class Injector(nn.Module):
     def rows(self, K: Tensor, whitening: Whitening) -> Tensor:
         """a_l for each key: K [n, L, f] -> A [n, L, f]."""
         Z = torch.stack([whitening.solve(layer, "down", K[:, i]) for i, layer in enumerate(self.config.layers)], 1)
-        return Z / ((1 + self.config.rho) * (K * Z).sum(-1, keepdim=True))
+        return Z / (self.config.ridge + (K * Z).sum(-1, keepdim=True))
 
     # --- files ------------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
             {place: Factors(A[i : i + 1], V[i][:, None]) for i, place in enumerate(places)},
             {place: K[i : i + 1] for i, place in enumerate(places)},
             {},
-            config.rho,
+            config.ridge,
         )
         for A, K, V in zip(rows, keys, values, strict=True)
     ]

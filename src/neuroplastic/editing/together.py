@@ -2,17 +2,19 @@
 
 Edit i asks that a projection gives v_i more at its key k_i. Alone, its update is dW_i = v_i a_i^T with
 
-    a_i = C^-1 k_i / ((1 + rho) d_i),    d_i = k_i . C^-1 k_i
+    a_i = Z_i / (rho + d_i),    Z_i = C^-1 k_i,    d_i = k_i . Z_i
 
-Added up, the updates disturb each other: at k_i the others write sum_j v_j (a_j . k_i). Together, the update minimises
-sum_i |dW k_i - t_i|^2 / d_i + rho tr(dW C dW^T), where t_i is what should come out at k_i:
+which answers at its key by d_i / (rho + d_i): nearly whole where the key is unlike ordinary text, whose own d is d_in
+on average; and little where it is like it, as at a last token that stands everywhere, for there it would act on
+ordinary text as well. Added up, the updates disturb each other: at k_i the others write sum_j v_j (a_j . k_i).
+Together, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where t_i is what should come out at k_i:
 
-    dW = T^T (M + rho I)^-1 (1 + rho) A,    M = (1 + rho) A K^T,    T = S V
+    dW = T^T (D + rho I)^-1 Z,    D = Z K^T,    T = S V
 
-(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2, with keys of unit length under C^-1). M_ij is how far
-key j excites edit i, and M_ii = 1. S is M without what lies below SAME: two facts about one subject have the same key,
-and there both values are wanted; between other keys nothing is. One edit alone gives back its own factors, and so do
-edits whose keys do not excite each other. C itself is not needed: A and K, which every edit keeps, say all of it.
+(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_i, how far two keys are the same, but
+nothing below SAME: two facts about one subject have the same key, and there both values are wanted; between other keys
+nothing is. One edit alone gives back its own factors, and so do edits whose keys have nothing in common. C itself is
+not needed: A, K and rho, which every edit keeps, say all of it, for a_i . k_i = d_i / (rho + d_i).
 """
 
 from __future__ import annotations
@@ -30,20 +32,21 @@ if TYPE_CHECKING:
 
 Place = tuple[int, Site]
 SAME = 0.5
-"""A key that excites another edit this far is of the same subject."""
+"""Keys that are the same this far are of one subject."""
 
 
 def solve_together(A: Tensor, K: Tensor, rho: float) -> Tensor:
-    """(S^T (M + rho I)^-1 (1 + rho) A): the rows that take the place of A [n, d_in]; K [n, d_in], values untouched.
+    """S^T (D + rho I)^-1 Z: the rows that take the place of A [n, d_in]; K [n, d_in], values untouched.
 
     In float64: of a thousand keys some lie close together.
     """
-    own, keys = A.double() * (1 + rho), K.double()
-    M = own @ keys.T
-    S = torch.where(M.abs() >= SAME, M, torch.zeros_like(M))
-    S.fill_diagonal_(1)
-    eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    return (S.T @ torch.linalg.solve(M + rho * eye, own)).to(A.dtype)
+    rows, keys = A.double(), K.double()
+    Z = rows * (rho / (1 - (rows * keys).sum(1, keepdim=True)))  # rho + d = rho / (1 - a . k)
+    D = Z @ keys.T
+    same = D / D.diagonal()[:, None]
+    S = torch.where(same.abs() >= SAME, same, torch.zeros_like(same))
+    eye = torch.eye(len(D), dtype=D.dtype, device=D.device)
+    return (S.T @ torch.linalg.solve(D + rho * eye, Z)).to(A.dtype)
 
 
 def active_factors(edits: Sequence[Edit]) -> dict[Place, list[Factors]]:

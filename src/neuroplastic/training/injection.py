@@ -224,8 +224,8 @@ class Injection:
         with torch.no_grad():
             keys = found.K if K is None else torch.cat([K, found.K])
             rows = found.A if K is None else torch.cat([self.injector.rows(K, self.editor.whitening), found.A])
-            rho = self.injector.config.rho
-            G = [solve_together(rows[:, i], keys[:, i], rho) for i in range(keys.shape[1])]
+            ridge = self.injector.config.ridge
+            G = [solve_together(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
             n = 0 if K is None else len(K)
             dense = [G[i][:n].T @ V[:, i] for i in range(keys.shape[1])] if V is not None else None
 
