@@ -3,7 +3,8 @@
 Each lesson is told; the injector proposes dW; with it applied, and no context, the frozen model is asked:
 
     L =   mean over what is asked of  max(0, log enough - log p(answer) / tokens)     it sticks, in other wordings too
-        + beta_near KL(base || edited) on a neighbour's answer          neighbours stay
+        + beta_near KL(base || edited) on neighbours' answers, and on   neighbours stay; and the model goes on behind the
+                    what follows behind this one's                      answer, where it would say it again and again
         + beta_text KL(base || edited) on ordinary text                 so does everything else
         + beta_key  (- log alpha at the subject's last token)           where a lesson says what its subject is
 
@@ -105,6 +106,8 @@ class Injection:
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
             near = rng.sample(near, min(len(near), s.near_rows))
+            behind = rng.sample(range(len(lessons)), min(len(lessons), s.near_rows))
+            near += [self._behind(lessons[i].asked[-1], lessons[i].answer, i) for i in behind]
             texts = [self._text(rng, i % len(lessons)) for i in range(s.text_rows)]
             size = len(lessons) + (0 if others is None else len(others[0]))
             with torch.no_grad():
@@ -214,6 +217,11 @@ class Injection:
         """A question whose answer should stay as likely as it was."""
         row = self._question(question, answer, owner, None)
         return Row(row.ids, row.at, owner)
+
+    def _behind(self, question: str, answer: str, owner: int) -> Row:
+        """A question and its answer, behind which the base should be followed."""
+        ids = [self.start, *encode(self.tokenizer, question), *encode(self.tokenizer, f" {answer}")]
+        return Row(ids, [len(ids) - 1], owner)
 
     def _text(self, rng: random.Random, owner: int) -> Row:
         ids = [self.start, *rng.choice(self.texts)[: self.settings.text_length - 1]]

@@ -96,7 +96,7 @@ class InjectionSettings:
     """Steps before the first crowd."""
 
     beta_near: float = 2.0
-    """Weight of the KL divergence on neighbours."""
+    """Weight of the KL divergence on neighbours and behind answers."""
 
     beta_text: float = 2.0
     """Weight of the KL divergence on ordinary text."""
@@ -105,7 +105,7 @@ class InjectionSettings:
     """Weight of finding the subject's last token."""
 
     near_rows: int = 8
-    """Neighbours read per step, of different facts."""
+    """Neighbours read per step, of different facts; and answers behind which the model should go on as before."""
 
     text_rows: int = 4
     """Ordinary texts read per step."""
