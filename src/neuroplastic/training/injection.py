@@ -3,10 +3,10 @@
 Each lesson is told; the injector proposes dW; with it applied, and no context, the frozen model is asked:
 
     L =   mean over what is asked of  max(0, log enough - log p(answer) / tokens)     it sticks, in other wordings too
-        + beta_near KL(base || edited) on neighbours' answers, and on   neighbours stay; and the model goes on behind the
-                    what follows behind this one's                      answer, where it would say it again and again
-        + beta_text KL(base || edited) on ordinary text                 so does everything else
-        + beta_key  (- log alpha at the subject's last token)           where a lesson says what its subject is
+        + beta_near KL(base || edited)  on a neighbour's answer,                      neighbours stay,
+                                        and on what follows behind this one's         and it is not said again and again
+        + beta_text KL(base || edited)  on ordinary text                              so does everything else
+        + beta_key  (- log alpha at the subject's last token)                         where a lesson says what that is
 
 Every third step the batch is not applied one edit at a time, but together with up to a thousand proposals from earlier
 steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not compose.
