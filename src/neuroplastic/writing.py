@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 """Called with each piece of a text as it is written; what it raises ends the writing."""
-UNFINISHED = "�"  # what a character decodes to while some of its bytes are missing
+UNFINISHED, BYTES = "�", 3  # what a character decodes to while some of its bytes are missing, and how many there may be
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Teller:
         self._tell(self.text)
 
     def _held_back(self) -> int:
-        unfinished = len(self.text) - len(self.text.rstrip(UNFINISHED))
+        unfinished = min(BYTES, len(self.text) - len(self.text.rstrip(UNFINISHED)))
         beginnings = (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n]))
         return max(unfinished, *beginnings, 0)
 

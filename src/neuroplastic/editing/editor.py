@@ -137,7 +137,7 @@ class Editor:
             if max_drift is not None and not drift <= max_drift:
                 raise CheckFailed(
                     f"refused: perplexity on ordinary text would rise by {drift:.1%}, more than {max_drift:.1%}; "
-                    "nothing was changed (a smaller --alpha or fewer --layers disturb less)"
+                    "nothing was changed (a smaller alpha or fewer layers disturb less)"
                 )
             stage("asking the model with the edit in its weights")
             measured = self._measured(edits, drift)
@@ -145,7 +145,7 @@ class Editor:
                 raise CheckFailed(
                     f"refused: the answer of {', '.join(repr(e.name) for e in failed)} would not be the likeliest one "
                     f"(probability {failed[0].report['answer_probability_after']:.1%}); nothing was changed (another "
-                    "--method, --alpha or wording may do)"
+                    "method, alpha or wording may do)"
                 )
             keep(measured)
             after = self._perplexity

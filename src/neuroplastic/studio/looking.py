@@ -1,0 +1,142 @@
+"""Look inside: how a text modulates each layer at each token, and which tokens the stored edits listen to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..config import Site
+from ..editing.edit import Edit
+from ..editing.extract import Modulation, extract_modulation
+from ..errors import NPTError
+from ..evaluation.heat import modulation_norms
+from ..statistics import READS, Input, reading
+from ..structure import projection
+from ..text import context_length, encode, start_token
+from .ledger import stored
+
+if TYPE_CHECKING:
+    from ..workspace import Workspace
+
+Place = tuple[int, Site]
+Inputs = dict[tuple[int, Input], Tensor]
+
+
+@dataclass(frozen=True)
+class Look:
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer at one token, both counted from 0."""
+
+    text: str
+    layer: int
+    token: int
+
+
+def look(ws: Workspace, form: Look) -> dict[str, Any]:
+    """Norms by layer and token, and, by stored edit, how strongly it answers at each token."""
+    _check(ws, form.text)
+    heat = modulation_norms(ws.model, ws.tokenizer, form.text)
+    inputs = _inputs(ws, form.text)
+    listening = [
+        {"name": edit.name, "state": state, "response": torch.stack(answers).amax(0).tolist()}
+        for edit, state in stored(ws)
+        if (answers := [_response(ws, edit, place, inputs) for place in edit.factors])
+    ]
+    return {**heat._asdict(), "listening": listening}
+
+
+def cell(ws: Workspace, form: Cell) -> dict[str, Any]:
+    """The modulation of one cell beside each stored edit: as weight changes, and by what the edit listens to there."""
+    _check(ws, form.text)
+    modulation = extract_modulation(ws.model, ws.tokenizer, form.text, form.token, str(form.layer))
+    inputs = _inputs(ws, form.text)
+    own = {site for _, site in modulation.factors}
+    return {
+        "layer": form.layer,
+        "token": form.token,
+        "norms": {site: Modulation({p: f}).norm() for (_, site), f in modulation.factors.items() for p in [(0, site)]},
+        "edits": [
+            {"name": edit.name, "state": state, **_beside(ws, edit, form, modulation, own, inputs)}
+            for edit, state in stored(ws)
+        ],
+    }
+
+
+def _beside(
+    ws: Workspace, edit: Edit, form: Cell, modulation: Modulation, own: set[Site], inputs: Inputs
+) -> dict[str, Any]:
+    """`cosine` is that of the two changes of this layer, over the sites that either has; None where they share none,
+    and `why`."""
+    here = {place: f for place, f in edit.factors.items() if place[0] == form.layer}
+    sites = {site for _, site in here}
+    if not here:
+        return {"cosine": None, "why": f"it changes the layers {', '.join(map(str, edit.layers))}", "listens": []}
+    why = None
+    if not sites & own:
+        why = f"it changes {' and '.join(sorted(sites))}, this cell modulates {' and '.join(sorted(own))}"
+    return {
+        "cosine": None if why else modulation.cosine(Modulation(here)),
+        "why": why,
+        "listens": [
+            {
+                "site": place[1],
+                "keys": len(_keys(edit, place)),
+                "cosine": _cosines(edit, place, inputs)[:, form.token].max().item(),
+                "response": _response(ws, edit, place, inputs)[form.token].item(),
+            }
+            for place in here
+        ],
+    }
+
+
+def _keys(edit: Edit, place: Place) -> Tensor:
+    """What an edit listens to at a place [n, d_in]: its keys, or where its method leaves none, the rows of A."""
+    return edit.keys[place] if place in edit.keys else edit.factors[place].A
+
+
+def _cosines(edit: Edit, place: Place, inputs: Inputs) -> Tensor:
+    """Between each key and what the projection reads at each token [n, T]."""
+    z = inputs[place[0], READS[place[1]]]
+    return normalize(_keys(edit, place).to(z), dim=-1) @ normalize(z, dim=-1).T
+
+
+def _response(ws: Workspace, edit: Edit, place: Place, inputs: Inputs) -> Tensor:
+    """|dW z| / |W z| at each token [T]: how much of a projection's output the edit changes there."""
+    z = inputs[place[0], READS[place[1]]]
+    A, B = (t.to(z) for t in edit.factors[place])
+    W: Tensor = projection(ws.editor.parts[place[0]].mlp, place[1]).weight.detach().to(z)
+    return (z @ A.T @ B.T).norm(dim=-1) / (z @ W.T).norm(dim=-1)
+
+
+@torch.no_grad()
+def _inputs(ws: Workspace, text: str) -> Inputs:
+    """What each MLP, and each down projection, reads at the text's tokens [T, d], in standard mode."""
+    found: Inputs = {}
+
+    def see(at: tuple[int, Input], z: Tensor) -> None:
+        found[at] = z[0, 1:].float()
+
+    ids = torch.tensor([[start_token(ws.tokenizer), *encode(ws.tokenizer, text)]], device=ws.model.device)
+    with ws.seen("standard"), reading(ws.editor.parts, see):
+        ws.model.base_model(input_ids=ids, use_cache=False)
+    return found
+
+
+LONGEST = 128
+"""Tokens of a text that is looked into; a map of more could not be read."""
+
+
+def _check(ws: Workspace, text: str) -> None:
+    tokens = len(encode(ws.tokenizer, text))
+    if not text.strip():
+        raise NPTError("the text is empty")
+    if tokens > (room := min(LONGEST, context_length(ws.model) - 1)):
+        raise NPTError(f"the text has {tokens} tokens; at most {room} can be looked into")
