@@ -337,32 +337,20 @@ class Workspace:
         return self.write(prompt, Writing(max_new_tokens), mode_).text
 
     def write(
-        self, prompt: str, how: Writing, mode_: Mode = "dynamic", tell: Tell = lambda piece: None, edited: bool = True
-    ) -> Written:
-        """A continuation of `prompt`, told piece by piece, in the given mode, with the active edits or without them."""
-        with self.seen(mode_, edited):
-            return write(self.model, self.tokenizer, self._ids(prompt), how, tell)
-
-    def reply(
         self,
-        messages: Sequence[dict[str, str]],
+        prompt: str | Sequence[int],
         how: Writing,
         mode_: Mode = "dynamic",
         tell: Tell = lambda piece: None,
         edited: bool = True,
     ) -> Written:
-        """The answer to a conversation: messages with `role` and `content`, put into the model's chat template.
+        """A continuation of `prompt`, told piece by piece, in the given mode, with the active edits or without them.
 
-        Raises NPTError where the model has no such template, or it does not take these messages.
+        The prompt is a text, or the tokens that `tokens` or `chat_tokens` make of one.
         """
-        if not self.tokenizer.chat_template:
-            raise NPTError("the model has no chat template: it is made to continue text, not to converse")
-        try:
-            said = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as e:
-            raise NPTError(f"the model's chat template does not take these messages: {e}") from None
+        ids = self.tokens(prompt) if isinstance(prompt, str) else prompt
         with self.seen(mode_, edited):
-            return write(self.model, self.tokenizer, encode(self.tokenizer, said), how, tell)
+            return write(self.model, self.tokenizer, ids, how, tell)
 
     @contextmanager
     def seen(self, mode_: Mode, edited: bool = True) -> Iterator[None]:
@@ -387,7 +375,7 @@ class Workspace:
     @torch.no_grad()
     def next_token(self, prompt: str, mode_: Mode = "standard", edited: bool = True) -> Tensor:
         """Next-token probabilities behind a prompt [vocab]."""
-        ids = torch.tensor([self._ids(prompt)], device=self.model.device)
+        ids = torch.tensor([self.tokens(prompt)], device=self.model.device)
         with self.seen(mode_, edited):
             return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
 
@@ -397,10 +385,24 @@ class Workspace:
             raise NPTError("a word to track is empty")
         return encode(self.tokenizer, " " + word.strip())[0]
 
-    def _ids(self, prompt: str) -> list[int]:
+    def tokens(self, prompt: str) -> list[int]:
+        """What the model reads for a prompt: its tokens behind the start token."""
         if not prompt.strip():
             raise NPTError("the prompt is empty")
         return [start_token(self.tokenizer), *encode(self.tokenizer, prompt)]
+
+    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """What the model reads for a conversation: messages with `role` and `content`, put into its chat template.
+
+        Raises NPTError where the model has no such template, or it does not take these messages.
+        """
+        if not self.tokenizer.chat_template:
+            raise NPTError("the model has no chat template: it is made to continue text, not to converse")
+        try:
+            said = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as e:
+            raise NPTError(f"the model's chat template does not take these messages: {e}") from None
+        return encode(self.tokenizer, str(said))
 
     def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096, each_layer: bool = False) -> Fidelity:
         """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.

@@ -9,9 +9,7 @@ from .common import WorkspaceArg, app, open_workspace
 
 
 @app.command
-def studio(
-    workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1", token: str | None = None
-) -> int:
+def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1", token: str | None = None) -> int:
     """Open a page in which a person asks the model, teaches it, and sees what an edit does; Ctrl-C closes it.
 
     The page is at the address that is printed. /v1 beside it is an OpenAI-compatible interface to the same model.

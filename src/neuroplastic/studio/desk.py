@@ -154,7 +154,8 @@ class Desk:
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:
             self._show(working=job.what, what="", done=0, total=0)
-            value, error = None, None
+            value: Any = None
+            error: Exception | None = None
             try:
                 with reported_to(self._listener(job)):
                     job.tell({"type": "begun"})

@@ -36,9 +36,9 @@ def listed(ws: Workspace) -> dict[str, Any]:
     rows = []
     for edit, state in stored(ws):
         now = held.get(edit.name) if state == "active" else None
-        asked = {"holds": None, "probability": None}
+        asked: dict[str, Any] = {"holds": None, "probability": None}
         if now is not None:
-            asked = {"holds": now.holds, "probability": now.answer_probability}
+            asked: dict[str, Any] = {"holds": now.holds, "probability": now.answer_probability}
         brief = ("name", "statement", "method", "alpha", "created")
         rows.append({**{k: getattr(edit, k) for k in brief}, "state": state, **asked})
     return {"edits": rows, "refused": ws.refused}
@@ -52,10 +52,10 @@ def show(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def details(edit: Edit, state: State, plot: bool = True) -> dict[str, Any]:
-    """One edit in full, with the norm of its change by layer as a plot."""
+    """One edit in full, with the norm of its change by layer as a plot where there are several."""
     found = {**edit.summary(), "state": state}
     norms = edit.report.get("relative_norm", {})
-    if plot and norms:
+    if plot and len(norms) > 1:
         sites = list(dict.fromkeys(site for by_site in norms.values() for site in by_site))
         series = {site: [by_site.get(site, 0.0) for by_site in norms.values()] for site in sites}
         found["plot"] = lines(series, list(norms), "layer", "|dW| / |W|")

@@ -78,7 +78,8 @@ def _beside(
     here = {place: f for place, f in edit.factors.items() if place[0] == form.layer}
     sites = {site for _, site in here}
     if not here:
-        return {"cosine": None, "why": f"it changes the layers {', '.join(map(str, edit.layers))}", "listens": []}
+        layers = ", ".join(map(str, edit.layers))
+        return {"cosine": None, "why": f"it changes layer{'s' * (len(edit.layers) > 1)} {layers}", "listens": []}
     why = None
     if not sites & own:
         why = f"it changes {' and '.join(sorted(sites))}, this cell modulates {' and '.join(sorted(own))}"

@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from ..errors import NPTError
 from ..text import context_length
-from ..writing import Tell as TellPiece
 from ..writing import Writing, Written
 from . import forms
 from .asking import Side
@@ -29,7 +28,15 @@ if TYPE_CHECKING:
     from ..workspace import Workspace
 
 SIDES = {"": Side("dynamic", True), "/standard": Side("standard", True), "/unedited": Side("dynamic", False)}
-WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+WITHOUT_EFFECT = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+)
 """Fields that clients send and that change nothing in an answer."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -68,10 +75,10 @@ class Sampled:
     stream: bool = False
     stream_options: dict[str, Any] | None = None
 
-    def writing(self, kind: Kind, room: int) -> Writing:
-        wanted = self.max_completion_tokens or self.max_tokens
-        length = min(LENGTH[kind], room) if wanted is None else wanted
-        return Writing(length, self.temperature, self.top_p, self.seed, self.stop)
+    def writing(self, length: int) -> Writing:
+        """`length` is that of an answer where the request names none."""
+        wanted = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return Writing(length if wanted is None else wanted, self.temperature, self.top_p, self.seed, self.stop)
 
     @property
     def with_usage(self) -> bool:
@@ -156,14 +163,14 @@ class OpenAI:
 
     def _work(self, kind: Kind, asked: Completion | Chat, side: Side) -> Callable[[Tell], Written]:
         """Raises NPTError for bad input that needs no model to be seen."""
-        how = asked.writing(kind, context_length(self.ws.model))
         conversation = asked.conversation if isinstance(asked, Chat) else []
+        asked.writing(LENGTH[kind])
 
         def work(tell: Tell) -> Written:
-            piece: TellPiece = lambda text: tell({"text": text})  # noqa: E731
-            if isinstance(asked, Completion):
-                return self.ws.write(asked.prompt, how, side.mode, piece, side.edited)
-            return self.ws.reply(conversation, how, side.mode, piece, side.edited)
+            ids = self.ws.tokens(asked.prompt) if isinstance(asked, Completion) else self.ws.chat_tokens(conversation)
+            room = context_length(self.ws.model) - len(ids)
+            how = asked.writing(max(1, min(LENGTH[kind], room)))
+            return self.ws.write(ids, how, side.mode, lambda piece: tell({"text": piece}), side.edited)
 
         return work
 
@@ -256,7 +263,7 @@ def _content(message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
+    parts: list[Any] = content if isinstance(content, list) else [None]
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         raise NPTError("the content of a message must be text")
     return "".join(p["text"] for p in parts)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,7 +24,7 @@ from ..console import note
 from ..editing.options import Method
 from ..errors import CheckFailed, NPTError
 from . import asking, forms, ledger, looking, teaching
-from .desk import Busy, Desk, Job, Stopped, Tell
+from .desk import Busy, Desk, Stopped, Tell
 from .guard import Door, Guard, is_loopback
 from .openai import OpenAI
 from .stream import answer, event_line, events, finished, stream, told
@@ -77,7 +77,7 @@ class Studio:
         return FileResponse(STATIC / "index.html")
 
     async def state(self, request: Request) -> Response:
-        return answer({"model": self.ws.info(), "examples": EXAMPLES, "methods": list(Method.__args__)})
+        return answer({"model": self.ws.info(), "examples": EXAMPLES, "methods": get_args(Method)})
 
     async def board(self, request: Request) -> Response:
         async def lines() -> AsyncIterator[str]:
@@ -184,7 +184,7 @@ def application(ws: Workspace, door: Door, exports: Path) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, door=door)],
-        exception_handlers={e: refused for e in (NPTError, CheckFailed, Stopped, Busy, Exception)},
+        exception_handlers=dict.fromkeys((NPTError, CheckFailed, Stopped, Busy, Exception), refused),
         lifespan=studio.open,
     )
     app.state.studio = studio
@@ -239,7 +239,9 @@ def serve(ws: Workspace, sock: socket.socket, door: Door) -> None:
 
 def door_for(host: str, token: str | None) -> Door:
     """A door that needs no token at this machine itself, and elsewhere the one given, or a new one."""
-    if token is not None and (len(token) < 8 or not token.isascii() or not token.replace("-", "").replace("_", "").isalnum()):
+    if token is not None and (
+        len(token) < 8 or not token.isascii() or not token.replace("-", "").replace("_", "").isalnum()
+    ):
         raise NPTError("a token has at least 8 letters, digits, dashes and underscores")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)

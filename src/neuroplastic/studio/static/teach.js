@@ -75,7 +75,7 @@ function showStage(stages, event) {
 
 function one({ edits: [edit], paraphrases, neighbours }) {
   const answer = edit.answer;
-  const beforeAndAfter = (title, prompt, before, after) => [title, prompt, bar(before, "other"), bar(after)];
+  const beforeAndAfter = (title, prompt, before, after) => [el("span", {}, el("small", {}, title), prompt), bar(before, "other"), bar(after)];
   const rows = [
     beforeAndAfter("its own words", edit.question, edit.answer_probability_before, edit.answer_probability_after),
     beforeAndAfter(
@@ -100,7 +100,7 @@ function one({ edits: [edit], paraphrases, neighbours }) {
       el("button", { type: "button", className: "plain", onclick: (event) => undo(event.target, edit.name) }, `Undo ${edit.name}`),
     ),
     el("h3", {}, `Probability of “${answer}”`),
-    table(["", "behind", "before", "after"], rows, "bars wide"),
+    table(["behind", "before", "after"], rows, "bars wide"),
     said.length ? el("h3", {}, "What the neighbours say") : null,
     said.length ? table(["neighbour", "before", "after"], said) : null,
     el("h3", {}, "What it cost"),

@@ -1,0 +1,121 @@
+"""Continuations: told in pieces that join to the text, ended where they should, stopped by whoever listens."""
+
+from __future__ import annotations
+
+import pytest
+
+import neuroplastic as npt
+from neuroplastic.console import progress, reported_to, stage
+from neuroplastic.errors import CheckFailed, NPTError
+from neuroplastic.writing import Writing
+
+PROMPT = "The quick brown fox"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pieces_join_to_the_text(workspace: npt.Workspace, seed: int) -> None:
+    pieces: list[str] = []
+    made = workspace.write(PROMPT, Writing(24, temperature=3.0, seed=seed), tell=pieces.append)
+    assert "".join(pieces) == made.text
+    assert made.text == workspace.write(PROMPT, Writing(24, temperature=3.0, seed=seed)).text
+    for stop in {made.text[5:7], made.text[10:14], made.text[-2:]}:
+        pieces.clear()
+        cut = workspace.write(PROMPT, Writing(24, temperature=3.0, seed=seed, stop=("§", stop)), tell=pieces.append)
+        assert cut.ended
+        assert cut.text == "".join(pieces)
+        assert stop not in cut.text
+        assert made.text.startswith(cut.text)
+
+
+def test_a_character_of_several_tokens_is_told_whole(workspace: npt.Workspace) -> None:
+    from neuroplastic.writing import _Teller
+
+    pieces: list[str] = []
+    teller = _Teller(workspace.tokenizer, 0, (), pieces.append)
+    ids = workspace.tokenizer("a€b", return_tensors="pt", add_special_tokens=False).input_ids
+    assert ids.shape[1] == 5  # the euro sign is three tokens
+    for n in range(1, 6):
+        teller(ids[:, :n], None)
+    teller.finish()
+    assert pieces == ["a", "€", "b"]
+
+
+def test_whoever_listens_can_stop_it(workspace: npt.Workspace) -> None:
+    def stop(piece: str) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        workspace.write(PROMPT, Writing(20), "standard", stop)
+    assert workspace.ask(PROMPT)  # and is in its own mode again
+
+
+@pytest.mark.parametrize(
+    ("setting", "cause"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"top_p": 1.1}, "top_p must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"stop": ("",)}, "a stop string is empty"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, object], cause: str) -> None:
+    with pytest.raises(NPTError, match=cause):
+        Writing(**setting)  # type: ignore[arg-type]
+
+
+def test_progress_goes_to_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[tuple[str, int, int]] = []
+    with reported_to(lambda *step: heard.append(step)):
+        stage("one")
+        with progress("two") as step:
+            step(1, 3)
+    assert heard == [("one", 0, 0), ("two", 0, 0), ("two", 1, 3)]
+    assert capsys.readouterr().err == ""
+    stage("unheard")
+    with progress("three") as step:
+        step(1, 3)
+    assert capsys.readouterr().err == "three\n"
+    assert len(heard) == 3
+
+
+def test_an_injection_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:
+    workspace.inject("Sushi originated in the country of Italy.", method="token", name="first")
+    before, stages = workspace.weights_hash(), 0
+
+    class Enough(Exception):
+        pass
+
+    def stopping_at(number: int) -> list[str]:
+        heard: list[str] = []
+
+        def listen(what: str, done: int, total: int) -> None:
+            heard.append(what)
+            if len(heard) == number:
+                raise Enough
+
+        with reported_to(listen):
+            workspace.inject("The fox is in Japan.", name="fox")
+        return heard
+
+    while True:
+        try:
+            stopping_at(stages + 1)
+            break
+        except Enough:
+            stages += 1
+            assert workspace.weights_hash() == before
+            assert workspace.names == {"first"}
+    assert stages >= 4
+    assert workspace.names == {"first", "fox"}
+    assert workspace.verify().ok
+
+
+def test_a_contradiction_is_refused_where_wanted(workspace: npt.Workspace) -> None:
+    workspace.inject("The fox is in Japan.", method="token", name="japan")
+    before = workspace.weights_hash()
+    with pytest.raises(CheckFailed, match="the edit 'japan' has another answer than 'Paris'"):
+        workspace.inject("The fox is in Paris.", method="token", consistent=True)
+    assert workspace.weights_hash() == before
+    assert workspace.names == {"japan"}
+    workspace.inject("The fox is in Japan.", method="token", consistent=True, name="again")
