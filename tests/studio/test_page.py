@@ -72,7 +72,7 @@ def answers(page: Page) -> list[str]:
 def teach(page: Page, statement: str, name: str | None = None, method: str = "token") -> None:
     page.get_by_label(re.compile("^One fact as a sentence")).fill(statement)
     page.get_by_label("method").select_option(method)
-    page.get_by_label(re.compile("refuse above this drift")).fill("")
+    page.get_by_label(re.compile("refuse above drift")).fill("")
     if name is not None:
         page.get_by_text("More options").click()
         page.get_by_label("name of the edit").fill(name)
@@ -101,7 +101,7 @@ def first_visit(page: Page) -> tuple[list[str], list[str]]:
 
 def test_the_first_visit(context: BrowserContext, studio: str, workspace: npt.Workspace) -> None:
     page = visit(context, studio)
-    page.get_by_label(re.compile("refuse above this drift")).fill("")  # a random model has no calm perplexity
+    page.get_by_label(re.compile("refuse above drift")).fill("")  # a random model has no calm perplexity
     before, after = first_visit(page)
     assert page.get_by_label("Beginning of a sentence", exact=True).input_value() == EXAMPLES["prompt"]
     assert before[0] == before[1] == after[1]  # without the edits
@@ -153,7 +153,7 @@ def test_refusals_are_explained(context: BrowserContext, studio: str, workspace:
     refusal.get_by_text("Refused, and nothing was changed").wait_for()
     refusal.get_by_text("the edit 'bridge' has another answer than 'Paris'").wait_for()
     page.get_by_label("refuse what contradicts").uncheck()
-    page.get_by_label(re.compile("refuse above this drift")).fill("-99")
+    page.get_by_label(re.compile("refuse above drift")).fill("-99")
     page.get_by_role("button", name="Teach").click()
     refusal.get_by_text("perplexity on ordinary text would rise by").wait_for()
     assert [e.name for e in workspace.edits] == ["bridge"]

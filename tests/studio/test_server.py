@@ -186,7 +186,7 @@ def test_look_and_a_cell(client: httpx.Client, workspace: npt.Workspace) -> None
     assert sum(n**2 for n in norms) ** 0.5 == pytest.approx(found["norms"][1][last], rel=1e-4)
     bridge, sushi = cell["edits"]
     assert bridge["cosine"] == pytest.approx(1, abs=1e-3)  # it is this very modulation
-    assert sushi["cosine"] is None
+    assert sushi["cosine"] == 0
     assert "it changes layer 0" in sushi["why"]
     below = client.post("/api/cell", json={"text": FACT, "layer": 0, "token": last}).json()["edits"][1]
     assert below["why"] == "it changes down, this cell modulates gate and up"

@@ -210,6 +210,11 @@ class Editor:
         finally:
             self.ledger.set_active(active)
 
+    def prepare(self) -> None:
+        """Does now what the first edit would wait for: a minute or more for a model never seen before, then cached."""
+        _ = self.whitening
+        self.perplexity()
+
     @cached_property
     def injector(self) -> Injector | None:
         """The network behind method `learned`, where there is one for this model. Raises NPTError for a damaged one."""

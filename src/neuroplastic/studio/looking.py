@@ -73,19 +73,17 @@ def cell(ws: Workspace, form: Cell) -> dict[str, Any]:
 def _beside(
     ws: Workspace, edit: Edit, form: Cell, modulation: Modulation, own: set[Site], inputs: Inputs
 ) -> dict[str, Any]:
-    """`cosine` is that of the two changes of this layer, over the sites that either has; None where they share none,
-    and `why`."""
+    """`cosine` is that of the two changes of this layer's weights; where they share no projection it is 0, and `why`
+    says so."""
     here = {place: f for place, f in edit.factors.items() if place[0] == form.layer}
-    sites = {site for _, site in here}
     if not here:
         layers = ", ".join(map(str, edit.layers))
-        return {"cosine": None, "why": f"it changes layer{'s' * (len(edit.layers) > 1)} {layers}", "listens": []}
-    why = None
-    if not sites & own:
-        why = f"it changes {' and '.join(sorted(sites))}, this cell modulates {' and '.join(sorted(own))}"
+        return {"cosine": 0.0, "why": f"it changes layer{'s' * (len(edit.layers) > 1)} {layers}", "listens": []}
+    sites = {site for _, site in here}
+    apart = f"it changes {' and '.join(sorted(sites))}, this cell modulates {' and '.join(sorted(own))}"
     return {
-        "cosine": None if why else modulation.cosine(Modulation(here)),
-        "why": why,
+        "cosine": modulation.cosine(Modulation(here)),
+        "why": None if sites & own else apart,
         "listens": [
             {
                 "site": place[1],

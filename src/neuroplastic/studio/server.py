@@ -60,16 +60,10 @@ class Studio:
     @asynccontextmanager
     async def open(self, app: Starlette) -> AsyncIterator[None]:
         self._desk = Desk()
-        self.desk.submit("getting to know the model (once per model)", self._prepare)
         try:
             yield
         finally:
             await self.desk.close()
-
-    def _prepare(self, tell: Tell) -> None:
-        """What the first edit needs, and what takes a minute for a model never seen before."""
-        _ = self.ws.editor.whitening
-        self.ws.editor.perplexity()
 
     # --- endpoints -------------------------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ export async function get(path) {
   return (await request(path)).json();
 }
 
-export async function post(path, body = {}) {
-  return (await request(path, body)).json();
+export async function post(path, body = {}, signal = undefined) {
+  return (await request(path, body, signal)).json();
 }
 
 // Posts, and calls `see` with each event as it comes; returns the result.

@@ -1,7 +1,7 @@
 // Ask: the answer as it is written, another one beside it, and the probabilities of the next token.
 
 import { stream } from "./api.js";
-import { $, bar, el, show, table, takeExamples, working } from "./dom.js";
+import { $, bar, el, show, table, takeExamples, waiting, working } from "./dom.js";
 
 const form = $("ask-form");
 const out = $("ask-out");
@@ -22,10 +22,11 @@ export function ask() {
     max_new_tokens: form.tokens.valueAsNumber || null,
     track: form.track.value.split(",").map((word) => word.trim()).filter(Boolean),
   };
-  show(out);
+  show(out, waiting());
   let answers = [];
   return working(form, out, async (signal) => {
     const see = (event) => {
+      if (event.type === "begun") show(out);
       if (event.type === "next") answers = begin(asked.prompt, event);
       if (event.type === "piece") answers[event.side].append(event.text);
     };

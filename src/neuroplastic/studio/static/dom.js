@@ -78,6 +78,11 @@ export function plot(svg, alt) {
   );
 }
 
+// Stands where an answer will be, until its turn has come.
+export function waiting() {
+  return el("p", { className: "hint turn" }, "Waiting for its turn …");
+}
+
 export const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
 // An empty form takes its grey examples: where its main field is empty, every empty field does.
@@ -88,19 +93,27 @@ export function takeExamples(form, main) {
   }
 }
 
-// Runs `work(signal)` with the form's buttons saying so; its stop button ends it.
+const running = new WeakMap();
+
+// Runs `work(signal)` with the form's buttons saying so; its stop button ends it, and so does starting it again.
 export async function working(form, out, work) {
   const [start, stop] = [form.querySelector("[type=submit]"), form.querySelector(".stop")];
   const control = new AbortController();
+  running.get(form)?.abort();
+  running.set(form, control);
   start.disabled = true;
   stop.hidden = false;
   stop.onclick = () => control.abort();
+  let failed = null;
   try {
     await work(control.signal);
   } catch (error) {
-    out.append(trouble(error));
-  } finally {
-    start.disabled = false;
-    stop.hidden = true;
+    failed = error;
   }
+  if (running.get(form) !== control) return;
+  running.delete(form);
+  out.querySelector(".turn")?.remove();
+  if (failed) out.append(trouble(failed));
+  start.disabled = false;
+  stop.hidden = true;
 }

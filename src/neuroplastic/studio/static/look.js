@@ -1,7 +1,7 @@
 // Look inside: a map of the modulation's norm by layer and token, and what lies behind a chosen cell.
 
 import { post } from "./api.js";
-import { $, el, number, percent, show, table, takeExamples, trouble, working } from "./dom.js";
+import { $, el, number, percent, show, table, takeExamples, trouble, waiting, working } from "./dom.js";
 
 const form = $("look-form");
 const out = $("look-out");
@@ -16,9 +16,9 @@ export function setUp() {
 function look() {
   takeExamples(form, form.text);
   const text = form.text.value.trim();
-  show(out);
-  return working(form, out, async () => {
-    const found = await post("/api/look", { text });
+  show(out, waiting());
+  return working(form, out, async (signal) => {
+    const found = await post("/api/look", { text }, signal);
     const behind = el("div", { "aria-live": "polite" }, el("p", { className: "hint" }, "Choose a cell: click it, or move with the arrow keys and press Enter."));
     const choose = (layer, token) => showCell(behind, text, found, layer, token);
     show(out, map(found, choose), legend(found), behind);
@@ -109,5 +109,5 @@ async function showCell(place, text, found, layer, token) {
 function edit({ name, state, cosine, why, listens }) {
   const heard = listens.map(({ site, keys, cosine }) => `${site}: cosine ${cosine.toFixed(3)} to the nearest of ${keys === 1 ? "1 key" : `${keys} keys`}`);
   const changed = listens.map(({ site, response }) => `${site}: ${percent(response)} of its output`);
-  return [state === "active" ? name : `${name} (undone)`, cosine === null ? `none: ${why}` : cosine.toFixed(3), heard.join("; ") || "–", changed.join("; ") || "–"];
+  return [state === "active" ? name : `${name} (undone)`, why === null ? cosine.toFixed(3) : `0: ${why}`, heard.join("; ") || "–", changed.join("; ") || "–"];
 }

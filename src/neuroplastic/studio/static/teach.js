@@ -2,7 +2,7 @@
 
 import { post, stream } from "./api.js";
 import { ask } from "./ask.js";
-import { $, bar, el, lines, number, percent, plot, show, signed, table, takeExamples, trouble, working } from "./dom.js";
+import { $, bar, el, lines, number, percent, plot, show, signed, table, takeExamples, trouble, waiting, working } from "./dom.js";
 
 const form = $("teach-form");
 const out = $("teach-out");
@@ -52,9 +52,13 @@ function told() {
 function teach() {
   if (form.kind.value === "statement") takeExamples(form, form.statement);
   const stages = el("ol", { className: "stages" });
-  show(out, stages);
+  show(out, waiting());
+  const see = (event) => {
+    if (event.type === "begun") show(out, stages);
+    showStage(stages, event);
+  };
   return working(form, out, async (signal) => {
-    const found = await stream("/api/teach", told(), (event) => showStage(stages, event), signal);
+    const found = await stream("/api/teach", told(), see, signal);
     show(out, ...(found.edits.length === 1 ? one(found) : [several(found.edits)]));
   });
 }
