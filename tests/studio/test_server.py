@@ -61,7 +61,7 @@ def test_ask_tells_bars_and_pieces(client: httpx.Client, workspace: npt.Workspac
 
 def test_ask_shows_both_modes(client: httpx.Client) -> None:
     told = streamed(client, "/api/ask", {"prompt": PROMPT, "max_new_tokens": 2, "beside": "other mode"})
-    assert told[1]["sides"] == ["with the edits, dynamic mode", "with the edits, standard mode"]
+    assert told[1]["sides"] == ["with edits, dynamic mode", "with edits, standard mode"]
     told = streamed(client, "/api/ask", {"prompt": PROMPT, "max_new_tokens": 2, "beside": "nothing"})
     assert len(told[-1]["result"]["answers"]) == 1
 
@@ -162,6 +162,28 @@ def test_export_is_fetched_as_a_zip(client: httpx.Client, workspace: npt.Workspa
     packed = zipfile.ZipFile(io.BytesIO(client.get(done["result"]["address"]).content))
     kept = {"peft": "adapter_model.safetensors", "delta": "bridge.safetensors", "merged": "model.safetensors"}[format]
     assert f"w-{format}/{kept}" in packed.namelist()
+
+
+def test_edits_are_taken_in_from_a_folder(client: httpx.Client, workspace: npt.Workspace, tmp_path: Path) -> None:
+    taught(client, "bridge")
+    edited = workspace.weights_hash()
+    npt.export.delta(workspace, tmp_path / "delta")
+    npt.export.peft(workspace, tmp_path / "lora")
+    client.post("/api/edits/bridge/undo")
+    client.post("/api/edits/bridge/drop")
+    found = client.post("/api/import", json={"folder": str(tmp_path / "delta")})
+    assert found.json() == {"imported": ["bridge"]}
+    assert workspace.weights_hash() == edited
+    lora = {"folder": str(tmp_path / "lora"), "kind": "lora", "name": "again"}
+    assert client.post("/api/import", json=lora).json() == {"imported": ["again"]}
+    for body, cause in (
+        ({"folder": str(tmp_path)}, "is not a folder of edits"),
+        ({"folder": "x", "name": "y"}, "name goes with a LoRA"),
+        (lora, "again"),
+    ):
+        response = client.post("/api/import", json=body)
+        assert response.status_code == 400
+        assert cause in response.json()["error"]["message"]
 
 
 def test_export_refuses_what_goes_not_together(client: httpx.Client) -> None:

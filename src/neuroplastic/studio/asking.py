@@ -25,7 +25,7 @@ class Side:
 
     @property
     def title(self) -> str:
-        return f"{'with' if self.edited else 'without'} the edits, {self.mode} mode"
+        return f"{'with' if self.edited else 'without'} edits, {self.mode} mode"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,32 @@ def change(ws: Workspace, name: str, action: Action) -> dict[str, Any]:
     return {"name": name, "done": action}
 
 
+@dataclass(frozen=True)
+class Import:
+    """A folder on the machine of the studio."""
+
+    folder: str
+    kind: Literal["edits", "lora"] = "edits"
+    """what `npt export --format delta` wrote, or a PEFT LoRA on MLP projections"""
+    name: str | None = None
+    """of the edit that a LoRA becomes"""
+    alpha: float = 1.0
+    any_base: bool = False
+
+    def __post_init__(self) -> None:
+        own = {"name": self.name is not None, "alpha": self.alpha != 1.0, "any_base": self.any_base}
+        if self.kind == "edits" and any(own.values()):
+            raise NPTError(f"{next(o for o in own if own[o])} goes with a LoRA: edits keep their own")
+
+
+def take_in(ws: Workspace, form: Import) -> dict[str, Any]:
+    if form.kind == "edits":
+        taken = exports.import_edits(ws, Path(form.folder).expanduser())
+    else:
+        taken = (exports.import_lora(ws, Path(form.folder).expanduser(), form.name, form.alpha, form.any_base),)
+    return {"imported": [e.name for e in taken]}
+
+
 def verify(ws: Workspace) -> dict[str, Any]:
     found = ws.verify()
     return {"ok": found.ok, **asdict(found)}

@@ -110,6 +110,10 @@ class Studio:
     async def verify(self, request: Request) -> Response:
         return await self._done(request, "verifying", lambda: ledger.verify(self.ws))
 
+    async def take_in(self, request: Request) -> Response:
+        form = await self._form(request, ledger.Import)
+        return await self._done(request, "taking edits in", lambda: ledger.take_in(self.ws, form), changes=True)
+
     async def look(self, request: Request) -> Response:
         form = await self._form(request, looking.Look)
         return await self._done(request, "looking inside", lambda: looking.look(self.ws, form))
@@ -166,6 +170,7 @@ def application(ws: Workspace, door: Door, exports: Path) -> Starlette:
         Route("/api/edits/{name}", studio.edit),
         Route("/api/edits/{name}/{action}", studio.change, methods=["POST"]),
         Route("/api/verify", studio.verify, methods=["POST"]),
+        Route("/api/import", studio.take_in, methods=["POST"]),
         Route("/api/look", studio.look, methods=["POST"]),
         Route("/api/cell", studio.cell, methods=["POST"]),
         Route("/api/export", studio.export, methods=["POST"]),

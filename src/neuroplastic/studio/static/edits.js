@@ -1,7 +1,7 @@
 // Edits: the ledger as a table, and everything that can be done to an entry.
 
 import { get, post, stream } from "./api.js";
-import { $, el, number, percent, plot, show, table, trouble, working } from "./dom.js";
+import { $, el, number, percent, plot, show, table, trouble, waiting, working } from "./dom.js";
 import { normsInWords } from "./teach.js";
 
 const out = $("edits-table");
@@ -10,6 +10,8 @@ const panel = $("edit-panel");
 const exporting = $("export-panel");
 const form = $("export-form");
 const exported = $("export-out");
+const taking = $("import-form");
+const taken = $("import-out");
 
 export function setUp() {
   $("verify").addEventListener("click", verify);
@@ -20,6 +22,10 @@ export function setUp() {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     exportEdits();
+  });
+  taking.addEventListener("submit", (event) => {
+    event.preventDefault();
+    takeIn();
   });
 }
 
@@ -159,5 +165,20 @@ function exportEdits() {
     const { report, file, address } = await stream("/api/export", asked, () => {}, signal);
     const compared = `Loaded again and compared on the statements: largest logit difference ${number(report.max_logit_error)}, same likeliest token at ${percent(report.top1_agreement)} of the positions.`;
     show(exported, el("p", {}, compared), el("p", {}, el("a", { href: address, download: file }, `Save ${file}`)));
+  });
+}
+
+function takeIn() {
+  const asked = {
+    folder: taking.folder.value.trim(),
+    kind: taking.kind.value,
+    name: taking.edit_name.value.trim() || null,
+    alpha: taking.alpha.value.trim() === "" ? null : Number(taking.alpha.value),
+    any_base: taking.any_base.checked,
+  };
+  show(taken, waiting());
+  return working(taking, taken, async (signal) => {
+    const { imported } = await post("/api/import", asked, signal);
+    show(taken, el("p", {}, `taken in: ${imported.join(", ")}`));
   });
 }

@@ -71,7 +71,7 @@ def answers(page: Page) -> list[str]:
 
 def teach(page: Page, statement: str, name: str | None = None, method: str = "token") -> None:
     page.get_by_label(re.compile("^One fact as a sentence")).fill(statement)
-    page.get_by_label("method").select_option(method)
+    page.get_by_label("method", exact=True).select_option(method)
     page.get_by_label(re.compile("refuse above drift")).fill("")
     if name is not None:
         page.get_by_text("More options").click()
@@ -157,7 +157,7 @@ def test_refusals_are_explained(context: BrowserContext, studio: str, workspace:
     page.get_by_role("button", name="Teach").click()
     refusal.get_by_text("perplexity on ordinary text would rise by").wait_for()
     assert [e.name for e in workspace.edits] == ["bridge"]
-    page.get_by_label("strength").fill("0")
+    page.get_by_label("strength", exact=True).fill("0")
     page.get_by_role("button", name="Teach").click()
     refusal.get_by_text("alpha must be a finite number other than 0").wait_for()
 
@@ -203,6 +203,15 @@ def test_everything_can_be_done_to_an_edit(context: BrowserContext, studio: str,
     row(page, "bridge").get_by_role("button", name="Drop").click()
     page.get_by_text("No edits yet").wait_for()
     assert workspace.names == set()
+    workspace.inject(FACT, method="token", name="elsewhere")
+    npt.export.delta(workspace, workspace.path.parent / "delta")
+    workspace.undo("elsewhere")
+    workspace.drop("elsewhere")
+    page.get_by_text("Take edits in").click()
+    page.get_by_label(re.compile("^folder on the machine")).fill(str(workspace.path.parent / "delta"))
+    page.get_by_role("button", name="Take in").click()
+    row(page, "elsewhere").wait_for()
+    assert workspace.weights_hash() == edited
 
 
 def test_look_inside_by_keyboard(context: BrowserContext, studio: str) -> None:
@@ -259,6 +268,8 @@ def test_it_fits_a_phone(browser: Browser, studio: str, scheme: str) -> None:
     taken(page)
     row(page, "bridge").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for cell in page.locator("#teach-out .bars td, table.ledger td").all():
+        assert (cell.bounding_box() or {"width": 0})["width"] > 200  # a line of its own, with its column's name
     colours = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
     ink, paper = (sum(map(int, re.findall(r"\d+", c)[:3])) for c in colours)
     assert (ink < paper) == (scheme == "light")
