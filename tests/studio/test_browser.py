@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 CHROMIUM = Path("/usr/bin/chromium")
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
-PATIENT = 120_000
+PATIENT = 60_000
 """Milliseconds to wait for what takes as long as it takes."""
 
 
@@ -71,7 +71,7 @@ def answers(page: Page) -> list[str]:
 
 def teach(page: Page, statement: str, name: str | None = None, method: str = "token") -> None:
     page.get_by_label(re.compile("^One fact as a sentence")).fill(statement)
-    page.get_by_label("method", exact=True).select_option(method)
+    page.get_by_label(re.compile("^method")).select_option(method)
     page.get_by_label(re.compile("refuse above drift")).fill("")
     if name is not None:
         page.get_by_text("More options").click()

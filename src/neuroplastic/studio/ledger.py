@@ -38,7 +38,7 @@ def listed(ws: Workspace) -> dict[str, Any]:
         now = held.get(edit.name) if state == "active" else None
         asked: dict[str, Any] = {"holds": None, "probability": None}
         if now is not None:
-            asked: dict[str, Any] = {"holds": now.holds, "probability": now.answer_probability}
+            asked = {"holds": now.holds, "probability": now.answer_probability}
         brief = ("name", "statement", "method", "alpha", "created")
         rows.append({**{k: getattr(edit, k) for k in brief}, "state": state, **asked})
     return {"edits": rows, "refused": ws.refused}
