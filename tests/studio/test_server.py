@@ -18,10 +18,13 @@ import httpx
 import pytest
 
 import neuroplastic as npt
+from neuroplastic.console import reported_to
 from neuroplastic.editing.edit import Edit
 from neuroplastic.errors import NPTError
+from neuroplastic.studio.desk import Stopped
 from neuroplastic.studio.guard import LARGEST_BODY, Door
 from neuroplastic.studio.server import door_for, listen
+from neuroplastic.studio.teaching import Teach, teach
 from serving import served
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
@@ -357,6 +360,8 @@ def test_where_it_cannot_listen() -> None:
         listen("127.0.0.1", sock.getsockname()[1])
     with pytest.raises(NPTError, match="from 0 to 65535"):
         listen("127.0.0.1", 70_000)
+    with pytest.raises(NPTError, match="the host is empty"):
+        listen(" ", 0)
 
 
 # --- what it survives -----------------------------------------------------------------------------------------------
@@ -370,6 +375,32 @@ def test_a_client_that_leaves_midway(client: httpx.Client, workspace: npt.Worksp
     listed = client.get("/api/edits").json()["edits"]  # waits for its turn behind them
     assert {e["name"] for e in listed} == workspace.names <= {"left"}
     assert client.post("/api/verify").json()["ok"] is True
+
+
+def test_teaching_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:
+    form = Teach(FACT, method="token", paraphrases=("One sees the Bridge in",), neighbours=("Sushi is from",))
+    stages = 0
+
+    def stopping_at(number: int) -> None:
+        heard: list[str] = []
+
+        def listen(what: str, done: int, total: int) -> None:
+            heard.append(what)
+            if len(heard) == number:
+                raise Stopped
+
+        with reported_to(listen):
+            teach(workspace, form, lambda event: None)
+
+    while not workspace.edits:
+        try:
+            stopping_at(stages + 1)
+        except Stopped:
+            stages += 1
+            assert workspace.names == set()
+            assert workspace.weights_hash() == workspace.base.sha256
+    assert stages >= 8  # the last ones came when the edit had been written already
+    assert workspace.verify().ok
 
 
 def test_fifty_quick_requests(client: httpx.Client, workspace: npt.Workspace) -> None:

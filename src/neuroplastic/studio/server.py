@@ -216,6 +216,8 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket on which requests wait from now on. Raises NPTError where there can be none."""
+    if not host.strip():
+        raise NPTError("the host is empty; leave --host out, or name an address of this machine")
     if not 0 <= port < 65536:
         raise NPTError(f"port must be from 0 to 65535, not {port}")
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..console import stage
+from ..console import progress
 from ..editing.fact import Fact, asked, fact_of
 from ..editing.options import InjectOptions, Method, Start
 from ..editing.recall import Asked
@@ -83,17 +83,23 @@ class Teach:
 
 
 def teach(ws: Workspace, form: Teach, tell: Tell) -> dict[str, Any]:
-    """Raises as `Workspace.inject_all`, with nothing changed."""
+    """Raises as `Workspace.inject_all`; whatever ends it early, Stopped too, nothing has changed."""
     facts, options = form.facts, form.options
     around = Around(ws, facts[0].answer, form.paraphrases, form.neighbours)
     before = around.ask()
     made = ws.inject_all(facts, options, [form.name] * len(facts))
-    after = around.ask()
-    return {
-        "edits": [details(e, "active", plot=len(made) == 1) for e in made],
-        "paraphrases": _beside(before["paraphrases"], after["paraphrases"]),
-        "neighbours": _beside(before["neighbours"], after["neighbours"]),
-    }
+    try:
+        after = around.ask()
+        return {
+            "edits": [details(e, "active", plot=len(made) == 1) for e in made],
+            "paraphrases": _beside(before["paraphrases"], after["paraphrases"]),
+            "neighbours": _beside(before["neighbours"], after["neighbours"]),
+        }
+    except BaseException:
+        for edit in made:
+            ws.undo(edit.name)
+            ws.drop(edit.name)
+        raise
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,14 @@ class Around:
     def ask(self) -> dict[str, list[dict[str, Any]]]:
         if not (self.paraphrases or self.neighbours):
             return {"paraphrases": [], "neighbours": []}
-        stage("asking paraphrases and neighbours")
         questions = [self._question(p) for p in (*self.paraphrases, *self.neighbours)]
         recalled = self.ws.editor.recall([Asked(q + self.answer, q, self.answer) for q in questions])
-        found = [
-            {
-                "prompt": q,
-                "says": self.ws.ask(q, "standard", NEIGHBOUR_TOKENS),
-                "probability": r.answer_probability,
-            }
-            for q, r in zip(questions, recalled, strict=True)
-        ]
+        found: list[dict[str, Any]] = []
+        with progress("asking paraphrases and neighbours") as step:
+            for q, r in zip(questions, recalled, strict=True):
+                step(len(found), len(questions))
+                says = self.ws.ask(q, "standard", NEIGHBOUR_TOKENS)
+                found.append({"prompt": q, "says": says, "probability": r.answer_probability})
         return {"paraphrases": found[: len(self.paraphrases)], "neighbours": found[len(self.paraphrases) :]}
 
     def _question(self, line: str) -> str:
