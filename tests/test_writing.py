@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 import neuroplastic as npt
-from neuroplastic.console import progress, reported_to, stage
-from neuroplastic.errors import CheckFailed, NPTError
-from neuroplastic.writing import Writing
+from neuroplastic.errors import NPTError
+from neuroplastic.writing import Writing, _Teller
 
 PROMPT = "The quick brown fox"
 
@@ -28,8 +27,6 @@ def test_pieces_join_to_the_text(workspace: npt.Workspace, seed: int) -> None:
 
 
 def test_a_character_of_several_tokens_is_told_whole(workspace: npt.Workspace) -> None:
-    from neuroplastic.writing import _Teller
-
     pieces: list[str] = []
     teller = _Teller(workspace.tokenizer, 0, (), pieces.append)
     ids = workspace.tokenizer("a€b", return_tensors="pt", add_special_tokens=False).input_ids
@@ -62,60 +59,3 @@ def test_whoever_listens_can_stop_it(workspace: npt.Workspace) -> None:
 def test_settings_out_of_range(setting: dict[str, object], cause: str) -> None:
     with pytest.raises(NPTError, match=cause):
         Writing(**setting)  # type: ignore[arg-type]
-
-
-def test_progress_goes_to_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
-    heard: list[tuple[str, int, int]] = []
-    with reported_to(lambda *step: heard.append(step)):
-        stage("one")
-        with progress("two") as step:
-            step(1, 3)
-    assert heard == [("one", 0, 0), ("two", 0, 0), ("two", 1, 3)]
-    assert capsys.readouterr().err == ""
-    stage("unheard")
-    with progress("three") as step:
-        step(1, 3)
-    assert capsys.readouterr().err == "three\n"
-    assert len(heard) == 3
-
-
-def test_an_injection_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:
-    workspace.inject("Sushi originated in the country of Italy.", method="token", name="first")
-    before, stages = workspace.weights_hash(), 0
-
-    class Enough(Exception):
-        pass
-
-    def stopping_at(number: int) -> list[str]:
-        heard: list[str] = []
-
-        def listen(what: str, done: int, total: int) -> None:
-            heard.append(what)
-            if len(heard) == number:
-                raise Enough
-
-        with reported_to(listen):
-            workspace.inject("The fox is in Japan.", name="fox")
-        return heard
-
-    while True:
-        try:
-            stopping_at(stages + 1)
-            break
-        except Enough:
-            stages += 1
-            assert workspace.weights_hash() == before
-            assert workspace.names == {"first"}
-    assert stages >= 4
-    assert workspace.names == {"first", "fox"}
-    assert workspace.verify().ok
-
-
-def test_a_contradiction_is_refused_where_wanted(workspace: npt.Workspace) -> None:
-    workspace.inject("The fox is in Japan.", method="token", name="japan")
-    before = workspace.weights_hash()
-    with pytest.raises(CheckFailed, match="the edit 'japan' has another answer than 'Paris'"):
-        workspace.inject("The fox is in Paris.", method="token", consistent=True)
-    assert workspace.weights_hash() == before
-    assert workspace.names == {"japan"}
-    workspace.inject("The fox is in Japan.", method="token", consistent=True, name="again")

@@ -506,7 +506,7 @@ def test_the_command_prints_its_token(workspace: npt.Workspace) -> None:
         address = f"http://127.0.0.1:{port}"
         assert httpx.get(address + "/api/state").status_code == 401
         assert httpx.get(address + "/api/state", headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         assert process.wait(60) == 0
 
 

@@ -71,10 +71,10 @@ class Job:
     def __init__(self, what: str, work: Work, changes: bool):
         self.what, self.work, self.changes = what, work, changes
         self.value: Any = None
+        self.error: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._stopped = threading.Event()
-        self._error: Exception | None = None
 
     def stop(self) -> None:
         """The work ends at its next step; where it has ended already, this does nothing."""
@@ -88,23 +88,24 @@ class Job:
 
     def end(self, error: Exception | None, value: Any) -> None:
         """From the worker, at the end."""
-        self._error, self.value = error, value
+        self.error, self.value = error, value
         self._loop.call_soon_threadsafe(self._events.put_nowait, None)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What the work tells. At its end `value` is its result, or its error is raised. Whoever leaves early stops
+        """What the work tells. At its end `value` is its result, or there is an `error`. Whoever leaves early stops
         it."""
         try:
             while (event := await self._events.get()) is not None:
                 yield event
         finally:
             self.stop()
-        if self._error is not None:
-            raise self._error
 
     async def result(self) -> Any:
+        """Raises the work's error, where it has one."""
         async for _ in self.events():
             pass
+        if self.error is not None:
+            raise self.error
         return self.value
 
 

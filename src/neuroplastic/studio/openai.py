@@ -22,7 +22,7 @@ from ..writing import Writing, Written
 from . import forms
 from .asking import Side
 from .desk import Desk, Event, Tell
-from .stream import answer, event_line, events, finished, told
+from .stream import STATUS, answer, event_line, events, finished, told
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
@@ -137,9 +137,11 @@ class OpenAI:
             if not asked.stream:
                 return answer(_Answer(kind, asked.model).whole(await finished(request, job)))
             waiting = job.events()
-            await anext(waiting)  # it is its turn
-            first = await anext(waiting, None)  # an error before the first piece is one of the whole request
-        except Exception as e:
+            await anext(waiting, None)  # it is its turn
+            first = await anext(waiting, None)
+            if job.error is not None:  # before the first piece: one of the whole request
+                raise job.error
+        except tuple(STATUS) as e:
             return _refused(e)
 
         async def lines() -> AsyncIterator[str]:
@@ -150,12 +152,13 @@ class OpenAI:
                     yield event_line(made.piece(first["text"]))
                 async for event in waiting:
                     yield event_line(made.piece(event["text"]))
+                if job.error is not None:
+                    yield event_line(_error(job.error)[1])
+                    return
                 yield event_line(made.ended(job.value))
                 if asked.with_usage:
                     yield event_line(made.used(job.value))
                 yield "data: [DONE]\n\n"
-            except Exception as e:  # the head of the answer is sent already, so the error becomes an event
-                yield event_line(_error(e)[1])
             finally:
                 job.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from .. import demo
 from ..console import note
+from ..editing.edit import Edit
 from ..editing.options import Method
 from ..errors import CheckFailed, NPTError
 from . import asking, forms, ledger, looking, teaching
@@ -51,6 +53,7 @@ class Studio:
         self.ws, self.exports = ws, exports
         self.packed: dict[str, Path] = {}
         self._desk: Desk | None = None
+        self._listed: tuple[tuple[Edit, ...], tuple[str, ...], dict[str, Any]] | None = None
 
     @property
     def desk(self) -> Desk:
@@ -94,7 +97,7 @@ class Studio:
         return stream(self.desk.submit("teaching", lambda tell: teaching.teach(self.ws, form, tell), changes=True))
 
     async def edits(self, request: Request) -> Response:
-        return await self._done(request, "asking the edits again", lambda: ledger.listed(self.ws))
+        return await self._done(request, "asking the edits again", self._table)
 
     async def edit(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -141,6 +144,14 @@ class Studio:
         return FileResponse(file, filename=file.name)
 
     # --- what they share -------------------------------------------------------------------------------------------
+
+    def _table(self) -> dict[str, Any]:
+        """Made once for all open pages, until the edits are others."""
+        edits, undone, known = self._listed or (None, None, {})
+        if edits is not self.ws.edits or undone != self.ws.undone:
+            known = ledger.listed(self.ws)
+            self._listed = self.ws.edits, self.ws.undone, known
+        return known
 
     async def _form(self, request: Request, form: type[forms.Form]) -> forms.Form:
         return forms.read(form, forms.parse(await request.body()))
@@ -229,7 +240,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(ws: Workspace, sock: socket.socket, door: Door) -> None:
-    """Serves until it is interrupted; then stops what is being worked on and leaves the workspace whole."""
+    """Serves until it is interrupted or terminated; then stops what is being worked on and leaves the workspace
+    whole."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="npt-studio-") as exports:
         server = Server(application(ws, door, Path(exports)))
         try:

@@ -46,9 +46,8 @@ def stream(job: Job) -> Response:
         try:
             async for event in job.events():
                 yield event_line(event)
-            yield event_line({"type": "result", "result": job.value})
-        except Exception as e:  # the head of the answer is sent already, so the error becomes an event
-            yield event_line(told(e)[1])
+            done = {"type": "result", "result": job.value}
+            yield event_line(done if job.error is None else told(job.error)[1])
         finally:
             job.stop()
 
