@@ -211,11 +211,14 @@ def test_look_and_a_cell(client: httpx.Client, workspace: npt.Workspace) -> None
     assert sum(n**2 for n in norms) ** 0.5 == pytest.approx(found["norms"][1][last], rel=1e-4)
     bridge, sushi = cell["edits"]
     assert bridge["cosine"] == pytest.approx(1, abs=1e-3)  # it is this very modulation
-    assert sushi["cosine"] == 0
+    assert bridge["effect_cosine"] > 0.5  # a tenth of the modulation, at the token that it came from
+    assert (sushi["cosine"], sushi["effect_cosine"]) == (0, 0)
     assert "it changes layer 0" in sushi["why"]
     below = client.post("/api/cell", json={"text": FACT, "layer": 0, "token": last}).json()["edits"][1]
     assert below["why"] == "it changes down, this cell modulates gate and up"
-    assert -1 <= below["listens"][0]["cosine"] <= 1
+    assert below["cosine"] == 0
+    assert 0 < abs(below["effect_cosine"]) < 1
+    assert 0 < abs(below["listens"][0]["cosine"]) < 1
     for body in ({"text": FACT, "layer": 7, "token": 0}, {"text": FACT, "layer": 0, "token": 99}, {"text": " "}):
         path = "/api/cell" if "layer" in body else "/api/look"
         assert client.post(path, json=body).status_code == 400

@@ -99,15 +99,15 @@ async function showCell(place, text, found, layer, token) {
       place,
       el("h3", {}, `Layer ${layer} at “${found.tokens[token]}”`),
       el("p", {}, `Norm of its modulation: ${norms || "none"}.`),
-      behind.edits.length ? table(["edit", "cosine of the changes", "listens here", "would change"], behind.edits.map(edit)) : el("p", { className: "hint" }, "There are no stored edits to compare it with."),
+      behind.edits.length ? table(["edit", "cosine of the changes", "of their effects", "listens here", "would change"], behind.edits.map(edit), "wide") : el("p", { className: "hint" }, "There are no stored edits to compare it with."),
     );
   } catch (error) {
     show(place, trouble(error));
   }
 }
 
-function edit({ name, state, cosine, why, listens }) {
+function edit({ name, state, cosine, effect_cosine, why, listens }) {
   const heard = listens.map(({ site, keys, cosine }) => `${site}: cosine ${cosine.toFixed(3)} to the nearest of ${keys === 1 ? "1 key" : `${keys} keys`}`);
   const changed = listens.map(({ site, response }) => `${site}: ${percent(response)} of its output`);
-  return [state === "active" ? name : `${name} (undone)`, why === null ? cosine.toFixed(3) : `0: ${why}`, heard.join("; ") || "–", changed.join("; ") || "–"];
+  return [state === "active" ? name : `${name} (undone)`, why === null ? cosine.toFixed(3) : `0: ${why}`, effect_cosine?.toFixed(3) ?? "–", heard.join("; ") || "–", changed.join("; ") || "–"];
 }
