@@ -51,6 +51,7 @@ def test_whoever_listens_can_stop_it(workspace: npt.Workspace) -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"temperature": float("nan")}, "temperature must be"),
+        ({"temperature": 1e-320}, "temperature must be"),
         ({"top_p": 1.1}, "top_p must be"),
         ({"seed": -1}, "seed must be"),
         ({"stop": ("",)}, "a stop string is empty"),

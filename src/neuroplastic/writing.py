@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 """Called with each piece of a text as it is written; what it raises ends the writing."""
+COLDEST, HOTTEST = 0.01, 100
+"""Temperatures to draw at: below, logits divided by it would overflow; above, all tokens are the same."""
 UNFINISHED, BYTES = "�", 3  # what a character decodes to while some of its bytes are missing, and how many there may be
 
 
@@ -43,8 +44,8 @@ class Writing:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise NPTError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise NPTError(f"temperature must be a number of at least 0, not {self.temperature}")
+        if self.temperature != 0 and not COLDEST <= self.temperature <= HOTTEST:
+            raise NPTError(f"temperature must be 0, or from {COLDEST} to {HOTTEST}, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise NPTError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.seed is not None and not 0 <= self.seed < 2**63:

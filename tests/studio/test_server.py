@@ -234,6 +234,8 @@ def test_look_and_a_cell(client: httpx.Client, workspace: npt.Workspace) -> None
         ("/api/ask", "[1]", "not a JSON object"),
         ("/api/ask", "[" * 100_000, "not JSON"),
         ("/api/ask", b"\xff\xfe{", "not JSON"),
+        ("/api/ask", '{"prompt": "\\ud800"}', "surrogates not allowed"),
+        ("/v1/chat/completions", '{"model": "m", "messages": [{"content": "\\ud800"}]}', "surrogates not allowed"),
         ("/api/ask", "{}", "prompt is missing"),
         ("/api/ask", '{"prompt": 7}', "prompt must be text, not 7"),
         ("/api/ask", '{"prompt": "a", "hop": 1}', "there is no field 'hop'"),
@@ -263,6 +265,13 @@ def test_errors_of_a_work_are_events(client: httpx.Client) -> None:
         last = streamed(client, "/api/ask", body)[-1]
         assert (last["type"], last["kind"]) == ("error", "input")
         assert cause in last["message"]
+
+
+def test_a_strength_beyond_all_numbers_is_refused(client: httpx.Client, workspace: npt.Workspace) -> None:
+    for alpha, kind in ((1e300, "input"), (1e30, "refused")):
+        body = {"statement": FACT, "method": "token", "alpha": alpha, "max_drift": 0.05}
+        assert streamed(client, "/api/teach", body)[-1]["kind"] == kind
+    assert workspace.weights_hash() == workspace.base.sha256
 
 
 def test_a_large_body_is_refused(client: httpx.Client) -> None:

@@ -18,6 +18,7 @@ def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body. Raises NPTError where there is none."""
     try:
         data = json.loads(body, parse_constant=_no_number)
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
     except (ValueError, RecursionError) as e:
         raise NPTError(f"the request's body is not JSON: {e}") from None
     if not isinstance(data, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -55,7 +56,8 @@ def details(edit: Edit, state: State, plot: bool = True) -> dict[str, Any]:
     """One edit in full, with the norm of its change by layer as a plot where there are several."""
     found = {**edit.summary(), "state": state}
     norms = edit.report.get("relative_norm", {})
-    if plot and len(norms) > 1:
+    finite = all(math.isfinite(v) for by_site in norms.values() for v in by_site.values())
+    if plot and len(norms) > 1 and finite:
         sites = list(dict.fromkeys(site for by_site in norms.values() for site in by_site))
         series = {site: [by_site.get(site, 0.0) for by_site in norms.values()] for site in sites}
         found["plot"] = lines(series, list(norms), "layer", "|dW| / |W|")
@@ -87,9 +89,9 @@ class Import:
 
 def take_in(ws: Workspace, form: Import) -> dict[str, Any]:
     if form.kind == "edits":
-        taken = exports.import_edits(ws, Path(form.folder).expanduser())
+        taken = exports.import_edits(ws, Path(form.folder))
     else:
-        taken = (exports.import_lora(ws, Path(form.folder).expanduser(), form.name, form.alpha, form.any_base),)
+        taken = (exports.import_lora(ws, Path(form.folder), form.name, form.alpha, form.any_base),)
     return {"imported": [e.name for e in taken]}
 
 
