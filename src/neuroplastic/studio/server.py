@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import socket
@@ -204,11 +205,6 @@ def application(ws: Workspace, door: Door, exports: Path) -> Starlette:
 class Server(uvicorn.Server):
     """Ends its work before it waits for connections to end: an open page's would last for ever."""
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        studio: Studio = self.app.state.studio
-        await studio.desk.close()
-        await super().shutdown(sockets)
-
     def __init__(self, app: Starlette):
         self.app = app
         super().__init__(
@@ -225,6 +221,11 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        studio: Studio = self.app.state.studio
+        await studio.desk.close()
+        await super().shutdown(sockets)
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket on which requests wait from now on. Raises NPTError where there can be none."""
@@ -235,8 +236,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as e:
-        why = e.strerror or str(e)
+    except (OSError, UnicodeError) as e:  # a name too long for DNS is the latter
+        why = getattr(e, "strerror", None) or str(e)
         raise NPTError(f"cannot listen on {host}, port {port}: {why}; choose another --host or --port") from None
 
 
@@ -254,9 +255,7 @@ def serve(ws: Workspace, sock: socket.socket, door: Door) -> None:
 
 def door_for(host: str, token: str | None) -> Door:
     """A door that needs no token at this machine itself, and elsewhere the one given, or a new one."""
-    if token is not None and (
-        len(token) < 8 or not token.isascii() or not token.replace("-", "").replace("_", "").isalnum()
-    ):
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{8,}", token):
         raise NPTError("a token has at least 8 letters, digits, dashes and underscores")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
