@@ -372,9 +372,8 @@ def test_where_it_cannot_listen() -> None:
         listen("127.0.0.1", sock.getsockname()[1])
     with pytest.raises(NPTError, match="from 0 to 65535"):
         listen("127.0.0.1", 70_000)
-    for host in ("no.such.host.invalid", "a" * 300):
-        with pytest.raises(NPTError, match="cannot listen on"):
-            listen(host, 0)
+    with pytest.raises(NPTError, match="cannot listen on"):
+        listen("a" * 300, 0)
     with pytest.raises(NPTError, match="the host is empty"):
         listen(" ", 0)
 
