@@ -1,6 +1,7 @@
 # make demo   the main job, on a real model          make test   the tests
 # make quick  the tests that need no real model      make lint   ruff and mypy
 # make test-llamacpp   an exported adapter in real llama.cpp
+# make test-studio     the studio, its page in Debian's chromium, which is installed where it is missing (as root)
 # make bench-edits     our edits beside the statement in the prompt, fine-tuning, LoRA, ROME and MEMIT; NPT_DATA=FOLDER
 # make search-edits METHOD=rome   the search for a baseline's settings
 # make bench           what dynamic mode and edits cost, in ratios to the pretrained model
@@ -11,7 +12,7 @@ BIN := .venv/bin
 
 BENCH ?=
 
-.PHONY: setup demo test test-llamacpp bench bench-check bench-edits search-edits study quick lint format clean
+.PHONY: setup demo test test-llamacpp test-studio bench bench-check bench-edits search-edits study quick lint format clean
 
 setup: .venv/.installed
 
@@ -34,6 +35,10 @@ test-llamacpp: setup
 		$(BIN)/python -m pip install --quiet llama-cpp-python
 	$(BIN)/python -m pytest -s tests/llamacpp
 
+test-studio: setup
+	test -x /usr/bin/chromium || apt-get install -y --no-install-recommends chromium
+	$(BIN)/python -m pytest tests/studio tests/test_writing.py
+
 bench-edits: setup
 	$(BIN)/python benchmarks/edits.py $(BENCH)
 
@@ -51,7 +56,7 @@ study: setup
 	$(BIN)/python benchmarks/study.py $(BENCH)
 
 quick: setup
-	$(BIN)/python -m pytest -m "not real and not slow"
+	$(BIN)/python -m pytest -m "not real and not slow and not browser"
 
 lint: setup
 	$(BIN)/ruff check src tests examples benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -72,6 +73,23 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, cache: Path, tiny_base: Path) -> npt.Workspace:
     """A fresh workspace of the tiny model: `dual`, all layers, analytic."""
     return npt.Workspace.create(tmp_path / "w", tiny_base)
+
+
+@pytest.fixture
+def studio(workspace: npt.Workspace, tmp_path: Path) -> Iterator[str]:
+    """The address of a studio on the tiny workspace, which can converse."""
+    from serving import CHAT_TEMPLATE, served
+
+    workspace.tokenizer.chat_template = CHAT_TEMPLATE
+    with served(workspace, tmp_path / "exports") as at:
+        yield at
+
+
+@pytest.fixture
+def client(studio: str) -> Iterator[httpx.Client]:
+    """A client of that studio."""
+    with httpx.Client(base_url=studio, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def test_layers_are_parsed(spec: str, expected: tuple[int, ...]) -> None:
         ("", "not understood"),
         ("most", "not understood"),
         ("1,,2", "not understood"),
+        ("0-" + "9" * 5000, "not understood"),
+        ("top" + "9" * 5000, "not understood"),
     ],
 )
 def test_bad_layers_are_named(spec: str, cause: str) -> None:

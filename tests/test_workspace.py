@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
+from neuroplastic.console import reported_to
+from neuroplastic.errors import CheckFailed
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.folder import list_edits
 
@@ -425,6 +427,48 @@ def test_a_contradiction_is_noticed(workspace: npt.Workspace) -> None:
     assert workspace.inject(FACT, name="again").report["contradicts"] == ["oslo"]
     workspace.undo("oslo")
     assert workspace.inject(FACT, name="and-again").report["contradicts"] == []
+
+
+def test_a_contradiction_is_refused_where_wanted(workspace: npt.Workspace) -> None:
+    workspace.inject("The fox is in Japan.", method="token", name="japan")
+    before = workspace.weights_hash()
+    with pytest.raises(CheckFailed, match="the edit 'japan' has another answer than 'Paris'"):
+        workspace.inject("The fox is in Paris.", method="token", consistent=True)
+    assert workspace.weights_hash() == before
+    assert workspace.names == {"japan"}
+    workspace.inject("The fox is in Japan.", method="token", consistent=True, name="again")
+
+
+def test_an_injection_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:
+    workspace.inject("Sushi originated in the country of Italy.", method="token", name="first")
+    before, stages = workspace.weights_hash(), 0
+
+    class Enough(Exception):
+        pass
+
+    def stopping_at(number: int) -> list[str]:
+        heard: list[str] = []
+
+        def listen(what: str, done: int, total: int) -> None:
+            heard.append(what)
+            if len(heard) == number:
+                raise Enough
+
+        with reported_to(listen):
+            workspace.inject("The fox is in Japan.", name="fox")
+        return heard
+
+    while True:
+        try:
+            stopping_at(stages + 1)
+            break
+        except Enough:
+            stages += 1
+            assert workspace.weights_hash() == before
+            assert workspace.names == {"first"}
+    assert stages >= 4
+    assert workspace.names == {"first", "fox"}
+    assert workspace.verify().ok
 
 
 def test_ask(workspace: npt.Workspace) -> None:

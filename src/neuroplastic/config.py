@@ -225,14 +225,14 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
             chosen.update(range(first, max(first + 1, num_layers * 4 // 15)))
         elif part == "upper_half":
             chosen.update(range(num_layers // 2, num_layers))
-        elif m := re.fullmatch(r"top(\d+)", part):
+        elif m := re.fullmatch(r"top(\d{1,6})", part):
             n = int(m[1])
             if not 1 <= n <= num_layers:
                 raise NPTError(f"layers {part!r}: the model has {num_layers} layers")
             chosen.update(range(num_layers - n, num_layers))
-        elif re.fullmatch(r"-?\d+", part):
+        elif re.fullmatch(r"-?\d{1,6}", part):
             chosen.add(index(part))
-        elif m := re.fullmatch(r"(-?\d+)-(-?\d+)", part):
+        elif m := re.fullmatch(r"(-?\d{1,6})-(-?\d{1,6})", part):
             first, last = index(m[1]), index(m[2])
             if first > last:
                 raise NPTError(f"layers {part!r}: the range ends before it begins")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
+Listener = Callable[[str, int, int], None]
+"""Called with (what, done, total) as work goes on; total is 0 where the length of the work is not known."""
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def note(text: str) -> None:
@@ -29,8 +33,28 @@ def stderr_console() -> Console:
 
 
 @contextmanager
+def reported_to(listener: Listener) -> Iterator[None]:
+    """While it lasts, progress of this thread goes to `listener`, not to the terminal; what it raises ends the work."""
+    before = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+def stage(what: str) -> None:
+    """Work too short for a bar begins; for a listener alone."""
+    if (listener := _listener.get()) is not None:
+        listener(what, 0, 0)
+
+
+@contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """A bar with the time left on a terminal; one plain line elsewhere."""
+    if (listener := _listener.get()) is not None:
+        listener(what, 0, 0)
+        yield lambda done, total: listener(what, done, total)
+        return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

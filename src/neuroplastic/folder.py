@@ -47,17 +47,18 @@ def read_settings(path: Path) -> tuple[BaseReference, PlasticityConfig]:
 def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
     """The active and the undone edits of a workspace folder, each in order, without loading any model."""
     read_settings(path)
+    return read_edits(path / "edits"), read_edits(path / "edits/undone")
 
-    def read(folder: str) -> list[Edit]:
-        found = []
-        for file in edit_files(path / folder):
-            try:
-                found.append(Edit.load(file))
-            except NPTError as e:
-                note(f"npt: this edit is left out: {e}")
-        return sorted(found, key=lambda e: (e.sequence, e.name))
 
-    return read("edits"), read("edits/undone")
+def read_edits(folder: Path) -> list[Edit]:
+    """The edits whose files lie in one folder, in order. Files that cannot be read are left out, with a note."""
+    found = []
+    for file in edit_files(folder):
+        try:
+            found.append(Edit.load(file))
+        except NPTError as e:
+            note(f"npt: this edit is left out: {e}")
+    return sorted(found, key=lambda e: (e.sequence, e.name))
 
 
 def edit_files(folder: Path) -> list[Path]:

@@ -11,12 +11,13 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from . import models
@@ -43,6 +44,7 @@ from .generator_file import generator_state, load_generator_state, read_generato
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers, revert
 from .text import context_length, encode, read_texts, start_token, windows
+from .writing import Tell, Writing, Written, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,14 +213,16 @@ class Workspace:
         rank: int | None = None,
         start: Start = "consolidate",
         keep: Sequence[str] = (),
+        consistent: bool = False,
     ) -> Edit:
         """Writes a fact into the weights and into the ledger; returns the edit, whose report says what it did.
 
         `fact` is a statement, or made by `fact_of` or `asked`; the options are those of `InjectOptions`. Raises
         NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where perplexity on ordinary text
-        would rise by more than `max_drift` or, if `require`, the answer is not the likeliest one afterwards.
+        would rise by more than `max_drift`, if `require`, the answer is not the likeliest one afterwards, or, if
+        `consistent`, an active edit answers the same question otherwise.
         """
-        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require)
+        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require, consistent)
         return self.inject_all([fact], options, [name])[0]
 
     def inject_all(
@@ -284,17 +288,21 @@ class Workspace:
         model, _ = models.load_base(self.base.spec, self.base.dtype)
         base = content_hash(model.state_dict())
         Ledger(model).set_active(self.edits)
-        facts = []
-        told = [e for e in self.edits if e.asked is not None]
-        recalled = self.editor.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
-        for e, now in zip(told, recalled, strict=True):
-            facts.append(Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob))
         return Verification(
             base_unchanged=base == self.base.sha256,
             weights_exact=content_hash(model.state_dict()) == self.weights_hash(),
-            facts=facts,
+            facts=self.held(),
             refused=dict(self.refused),
         )
+
+    def held(self) -> list[Held]:
+        """Every active edit that was made from a statement, asked again."""
+        told = [e for e in self.edits if e.asked is not None]
+        recalled = self.editor.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
+        return [
+            Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob)
+            for e, now in zip(told, recalled, strict=True)
+        ]
 
     def undo(self, name: str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
@@ -324,53 +332,77 @@ class Workspace:
 
     # --- asking and measuring ---------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def ask(self, prompt: str, mode_: Mode = "dynamic", max_new_tokens: int = 32) -> str:
         """The model's greedy continuation of `prompt`, in the given mode, with the active edits in the weights."""
+        return self.write(prompt, Writing(max_new_tokens), mode_).text
+
+    def write(
+        self,
+        prompt: str | Sequence[int],
+        how: Writing,
+        mode_: Mode = "dynamic",
+        tell: Tell = lambda piece: None,
+        edited: bool = True,
+    ) -> Written:
+        """A continuation of `prompt`, told piece by piece, in the given mode, with the active edits or without them.
+
+        The prompt is a text, or the tokens that `tokens` or `chat_tokens` make of one.
+        """
+        ids = self.tokens(prompt) if isinstance(prompt, str) else prompt
+        with self.seen(mode_, edited):
+            return write(self.model, self.tokenizer, ids, how, tell)
+
+    @contextmanager
+    def seen(self, mode_: Mode, edited: bool = True) -> Iterator[None]:
+        """The model in a mode, with the active edits in the weights or without them, while it lasts."""
         if mode_ not in ("dynamic", "standard"):
             raise NPTError(f"mode must be dynamic or standard, not {mode_!r}")
-        if max_new_tokens < 1:
-            raise NPTError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        ids = self._ids(prompt)
-        if ids.shape[1] + max_new_tokens > (room := context_length(self.model)):
-            raise NPTError(
-                f"the prompt has {ids.shape[1]} tokens; with {max_new_tokens} new ones it does not fit into the "
-                f"model's {room}"
-            )
-        with mode(self.model, mode_):
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id or 0,
-            )
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        with mode(self.model, mode_), nullcontext() if edited else self.editor.only(()):
+            yield
 
     def compare(self, prompt: str, max_new_tokens: int = 32, track: Sequence[str] = ()) -> Comparison:
         """`prompt` continued with the active edits and without them, and the next-token probability of tracked words
         (of their first token, behind a space), both in standard mode."""
-        first = [encode(self.tokenizer, " " + word.strip())[:1] for word in track]
-        if "" in (w.strip() for w in track):
-            raise NPTError("a word to track is empty")
-        edited = self.ask(prompt, "standard", max_new_tokens), self._next_token(prompt)
+        first = [self.first_token(word) for word in track]
+        edited = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
         with self.editor.only(()):
-            plain = self.ask(prompt, "standard", max_new_tokens), self._next_token(prompt)
+            plain = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
         tracked = {
-            word: (edited[1][token].item(), plain[1][token].item()) for word, (token,) in zip(track, first, strict=True)
+            word: (edited[1][token].item(), plain[1][token].item()) for word, token in zip(track, first, strict=True)
         }
         return Comparison(prompt, edited[0], plain[0], tracked)
 
     @torch.no_grad()
-    def _next_token(self, prompt: str) -> Tensor:
-        """Next-token probabilities behind a prompt [vocab], in standard mode."""
-        with mode(self.model, "standard"):
-            return self.model(input_ids=self._ids(prompt), use_cache=False).logits[0, -1].float().softmax(-1)
+    def next_token(self, prompt: str, mode_: Mode = "standard", edited: bool = True) -> Tensor:
+        """Next-token probabilities behind a prompt [vocab]."""
+        ids = torch.tensor([self.tokens(prompt)], device=self.model.device)
+        with self.seen(mode_, edited):
+            return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
 
-    def _ids(self, prompt: str) -> Tensor:
+    def first_token(self, word: str) -> int:
+        """The first token of a word behind a space."""
+        if not word.strip():
+            raise NPTError("a word to track is empty")
+        return encode(self.tokenizer, " " + word.strip())[0]
+
+    def tokens(self, prompt: str) -> list[int]:
+        """What the model reads for a prompt: its tokens behind the start token."""
         if not prompt.strip():
             raise NPTError("the prompt is empty")
-        return torch.tensor([[start_token(self.tokenizer), *encode(self.tokenizer, prompt)]], device=self.model.device)
+        return [start_token(self.tokenizer), *encode(self.tokenizer, prompt)]
+
+    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """What the model reads for a conversation: messages with `role` and `content`, put into its chat template.
+
+        Raises NPTError where the model has no such template, or it does not take these messages.
+        """
+        if not self.tokenizer.chat_template:
+            raise NPTError("the model has no chat template: it is made to continue text, not to converse")
+        try:
+            said = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as e:
+            raise NPTError(f"the model's chat template does not take these messages: {e}") from None
+        return encode(self.tokenizer, str(said))
 
     def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096, each_layer: bool = False) -> Fidelity:
         """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.

@@ -23,6 +23,7 @@ from . import ledger  # noqa: F401
 from . import exchange  # noqa: F401
 from . import train  # noqa: F401
 from . import evaluate  # noqa: F401
+from . import studio  # noqa: F401
 # isort: on
 
 DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.

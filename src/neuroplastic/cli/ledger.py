@@ -48,6 +48,7 @@ def inject(
     name: str | None = None,
     max_drift: float | None = None,
     require: bool = False,
+    consistent: bool = False,
     json: Json = False,
 ) -> int:
     """Write a fact into the weights: no context to pay for, exactly undoable.
@@ -82,10 +83,12 @@ def inject(
         max_drift: Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this
             (0.05 is 5 percent).
         require: Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards.
+        consistent: Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another
+            answer.
     """
     from ..editing.options import InjectOptions
 
-    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift, require)
+    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift, require, consistent)
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
     with status("injecting") if len(facts) == 1 else nullcontext():

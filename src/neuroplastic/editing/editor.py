@@ -6,7 +6,7 @@ A workspace has one; so has every plain model that was edited in memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..config import parse_layers
-from ..console import progress
+from ..console import progress, stage
 from ..errors import CheckFailed, NPTError
 from ..evaluation.fidelity import perplexity
 from ..statistics import Whitening
@@ -64,9 +64,16 @@ class Editor:
         self._perplexity: tuple[tuple[Edit, ...], float] | None = None
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
-        """The edits that the facts ask for, solved together, not yet in the weights. Raises NPTError for bad input."""
+        """The edits that the facts ask for, solved together, not yet in the weights.
+
+        Raises NPTError for bad input, and CheckFailed, where they should be `consistent`, for a contradiction.
+        """
         if not facts:
             raise NPTError("there is no statement to inject")
+        told = dict(zip(names, ((f.question, f.answer) for f in facts), strict=True))
+        contradicted = self._contradicted(told)
+        if options.consistent:
+            _refuse_contradiction(told, contradicted)
         options = options.resolved(self.injector is not None)
         chosen = parse_layers(options.chosen_layers, len(self.parts))
         if options.source == "learned" and self.injector is not None:
@@ -84,26 +91,26 @@ class Editor:
             self.injector,
             self.ledger.unedited,
         )
+        stage("solving for the change of the weights")
         began = time.perf_counter()
         with progress("solving") if len(facts) > 1 else nullcontext() as step:
             solutions = solve(bench, facts, options, step)
         seconds = (time.perf_counter() - began) / len(facts)
+        stage("asking the model as it is")
         before = self.recall([Asked(f.statement, f.question, f.answer) for f in facts])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         edits: list[Edit] = []
         for name, fact, solution, known in zip(names, facts, solutions, before, strict=True):
-            told = (fact.question, fact.answer)
-            others = [*self.ledger.active, *edits]
             report: dict[str, Any] = {
-                "question": told[0],
-                "answer": told[1].strip(),
+                "question": fact.question,
+                "answer": fact.answer.strip(),
                 "subject": fact.subject,
                 "seconds": seconds,
                 "told_together": len(facts),
                 **solution.figures,
                 "relative_norm": relative_norms(parts, solution.factors),
                 **_recalled(known, "before"),
-                "contradicts": [e.name for e in others if e.asked is not None and contradict(e.asked, told)],
+                "contradicts": contradicted[name],
             }
             made = (name, fact.statement, options.chosen_method, options.strength, self.sha256, 0, now)
             edits.append(Edit(*made, solution.factors, report, solution.keys, solution.rho))
@@ -122,6 +129,7 @@ class Editor:
         if `require`, where some edit's answer is not the likeliest one afterwards.
         """
         active = self.ledger.active
+        stage("measuring perplexity on ordinary text")
         before = self.perplexity()
         try:
             self.ledger.set_active((*active, *edits))
@@ -129,14 +137,15 @@ class Editor:
             if max_drift is not None and not drift <= max_drift:
                 raise CheckFailed(
                     f"refused: perplexity on ordinary text would rise by {drift:.1%}, more than {max_drift:.1%}; "
-                    "nothing was changed (a smaller --alpha or fewer --layers disturb less)"
+                    "nothing was changed (a smaller alpha or fewer layers disturb less)"
                 )
+            stage("asking the model with the edit in its weights")
             measured = self._measured(edits, drift)
             if require and (failed := [e for e in measured if e.report.get("holds") is False]):
                 raise CheckFailed(
                     f"refused: the answer of {', '.join(repr(e.name) for e in failed)} would not be the likeliest one "
                     f"(probability {failed[0].report['answer_probability_after']:.1%}); nothing was changed (another "
-                    "--method, --alpha or wording may do)"
+                    "method, alpha or wording may do)"
                 )
             keep(measured)
             after = self._perplexity
@@ -147,6 +156,16 @@ class Editor:
             self.ledger.set_active(active)
             raise
         return measured
+
+    def _contradicted(self, told: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
+        """For each new edit's question and answer, by its name, the active and the earlier new edits that have another
+        answer."""
+        known = [(e.name, e.asked) for e in self.ledger.active if e.asked is not None]
+        found: dict[str, list[str]] = {}
+        for name, new in told.items():
+            found[name] = [other for other, asked in known if contradict(asked, new)]
+            known.append((name, new))
+        return found
 
     def _measured(self, edits: Sequence[Edit], drift: float) -> list[Edit]:
         """The edits, with what they did, all of them together, in their reports."""
@@ -191,6 +210,11 @@ class Editor:
         finally:
             self.ledger.set_active(active)
 
+    def prepare(self) -> None:
+        """Does now what the first edit would wait for: a minute or more for a model never seen before, then cached."""
+        _ = self.whitening
+        self.perplexity()
+
     @cached_property
     def injector(self) -> Injector | None:
         """The network behind method `learned`, where there is one for this model. Raises NPTError for a damaged one."""
@@ -219,6 +243,16 @@ class Editor:
         text = self.text[0]
         with self.only(()), mode(self.model, "standard"):
             return Whitening.of(self.model, self.parts, text, self.sha256)
+
+
+def _refuse_contradiction(told: Mapping[str, tuple[str, str]], contradicted: Mapping[str, Sequence[str]]) -> None:
+    for name, others in contradicted.items():
+        if others:
+            question, answer = told[name]
+            raise CheckFailed(
+                f"refused: to {question!r} the edit {', '.join(map(repr, others))} has another answer than "
+                f"{answer.strip()!r}; nothing was changed (undo that edit first, or let the new one contradict it)"
+            )
 
 
 def _keys(edits: Sequence[Edit]) -> dict[Place, Tensor]:

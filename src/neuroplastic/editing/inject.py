@@ -64,13 +64,14 @@ def _token(bench: Bench, fact: Fact) -> Solution:
 
 def _finish(solution: Solution, options: InjectOptions) -> Solution:
     factors: dict[tuple[int, Site], Factors] = {}
-    for (layer, site), (A, B) in sorted(solution.factors.items()):
+    for (layer, site), (A, unscaled) in sorted(solution.factors.items()):
+        B = unscaled * options.strength
         if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
             raise NPTError(f"the update of layer {layer}, {site} is not finite; nothing was changed")
         if options.rank is not None and len(A) > options.rank:
             A, B, _ = compress(A, B, options.rank)
         # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
-        factors[layer, site] = Factors(_fresh(A), _fresh(B * options.strength))
+        factors[layer, site] = Factors(_fresh(A), _fresh(B))
     keys = {place: _fresh(k) for place, k in sorted(solution.keys.items())}
     return replace(solution, factors=factors, keys=keys)
 

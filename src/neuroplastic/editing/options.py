@@ -50,6 +50,9 @@ class InjectOptions:
     require: bool = False
     """Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards."""
 
+    consistent: bool = False
+    """Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another answer."""
+
     def __post_init__(self) -> None:
         for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
             if getattr(self, field) not in choices:

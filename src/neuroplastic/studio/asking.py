@@ -1,0 +1,79 @@
+"""Ask: a prompt's continuation as it is written, another one beside it, and what each thinks of the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config import Mode
+from ..writing import Writing
+from .desk import Tell
+
+if TYPE_CHECKING:
+    from ..workspace import Workspace
+
+LIKELIEST = 5
+"""So many tokens of each side are shown, beside the tracked ones."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The model in one of the ways in which it can answer."""
+
+    mode: Mode
+    edited: bool
+
+    @property
+    def title(self) -> str:
+        return f"{'with' if self.edited else 'without'} edits, {self.mode} mode"
+
+
+@dataclass(frozen=True)
+class Ask:
+    prompt: str
+    mode: Mode = "dynamic"
+    beside: Literal["unedited", "other mode", "nothing"] = "unedited"
+    max_new_tokens: int = 32
+    track: tuple[str, ...] = ()
+    """words whose next-token probability is shown too"""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        asked = Side(self.mode, True)
+        match self.beside:
+            case "unedited":
+                return asked, Side(self.mode, False)
+            case "other mode":
+                return asked, Side("standard" if self.mode == "dynamic" else "dynamic", True)
+            case "nothing":
+                return (asked,)
+
+
+def ask(ws: Workspace, form: Ask, tell: Tell) -> dict[str, Any]:
+    """Tells the bars first, then the pieces of each side's answer. Raises NPTError for bad input."""
+    how = Writing(form.max_new_tokens)
+    tell({"type": "next", "sides": [s.title for s in form.sides], "tokens": next_tokens(ws, form)})
+    answers = []
+    for number, side in enumerate(form.sides):
+
+        def piece(text: str, number: int = number) -> None:
+            tell({"type": "piece", "side": number, "text": text})
+
+        answers.append(ws.write(form.prompt, how, side.mode, piece, side.edited).text)
+    return {"answers": answers}
+
+
+def next_tokens(ws: Workspace, form: Ask) -> list[dict[str, Any]]:
+    """The tracked words' first tokens, and the likeliest ones of each side: their probabilities on every side."""
+    tracked = {ws.first_token(word): word for word in form.track}
+    found = [ws.next_token(form.prompt, side.mode, side.edited) for side in form.sides]
+    likeliest = [t for p in found for t in p.topk(min(LIKELIEST, len(p))).indices.tolist()]
+    shown = [*tracked, *sorted(set(likeliest) - set(tracked), key=lambda t: -max(p[t].item() for p in found))]
+    return [
+        {
+            "token": str(ws.tokenizer.decode([t])),
+            "tracked": tracked.get(t),
+            "probabilities": [p[t].item() for p in found],
+        }
+        for t in shown
+    ]
