@@ -47,7 +47,7 @@ search-edits: setup
 
 # tests/ holds the explicit path that naive compares with
 bench: setup
-	cd benchmarks && for part in forward decode memory naive edit scale; do PYTHONPATH=../tests ../$(BIN)/python -m speed.$$part; done
+	cd benchmarks && for part in forward decode memory naive edit scale; do PYTHONPATH=../tests ../$(BIN)/python -m speed.$$part || exit 1; done
 
 bench-check: setup
 	cd benchmarks && ../$(BIN)/python -m speed.forward --check --repeat 5 --length 256
