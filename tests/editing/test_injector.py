@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
+from neuroplastic.editing import learned
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
 from neuroplastic.editing.learned import INJECTOR_FILE
@@ -190,3 +191,33 @@ def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None
     injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, "another", {})
     with pytest.raises(npt.NPTError, match="trained for another base"):
         npt.Workspace.open(workspace.path).inject(FACTS[0])
+
+
+def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = with_injector(workspace)
+    monkeypatch.setattr(learned, "ENOUGH", 1.1)
+    strong = ws.inject(FACTS[0], method="learned", name="strong")
+    ws.undo("strong")
+    monkeypatch.setattr(learned, "ENOUGH", 0.0)
+    weak = ws.inject(FACTS[0], method="learned", name="weak")
+    assert (strong.report["strength"], weak.report["strength"]) == (1.0, min(learned.STRENGTHS))
+    for place, factors in strong.factors.items():
+        assert_close(weak.factors[place].B, factors.B * weak.report["strength"])
+
+
+def test_strengths_are_tried_as_the_ledger_applies_them(
+    workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar is laid between what two strengths give once they are in the weights."""
+    ws = with_injector(workspace)
+    given = {}
+    for strength in learned.STRENGTHS:
+        monkeypatch.setattr(learned, "STRENGTHS", (strength,))
+        given[strength] = ws.inject(FACTS[0], method="learned", name="tried").report["answer_probability_after"]
+        ws.undo("tried")
+        ws.drop("tried")
+    monkeypatch.undo()
+    tokens = len(encode(ws.tokenizer, " Madrid"))
+    likeliest = max(given, key=lambda s: given[s])
+    monkeypatch.setattr(learned, "ENOUGH", given[likeliest] ** (1 / tokens) * (1 - 1e-4))
+    assert ws.inject(FACTS[0], method="learned").report["strength"] == likeliest

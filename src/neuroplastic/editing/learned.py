@@ -88,7 +88,7 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
             for (*_, number), K, V, s in zip(some, found.K, found.V, strengths, strict=True):
                 keys[number] += share[number] * K
                 values[number] += share[number] * s * V
-                strength[number] += share[number] * float(s)
+                strength[number] += share[number] * s
             if progress is not None:
                 progress(min(done + TOGETHER, len(told)), len(told))
     rows = injector.rows(keys, bench.whitening)
@@ -110,12 +110,11 @@ def _strengths(
     told: Sequence[tuple[Sequence[int], Sequence[int]]],
     A: Tensor,
     V: Tensor,
-) -> Tensor:
+) -> list[float]:
     """For each statement (question, answer) with its update v a^T, A [n, L, f], V [n, L, d], the smallest of STRENGTHS
     at which the answer is likely enough, else the largest [n]. All are tried by adding s v (a . z) to what is given."""
     n, k, start = len(told), len(STRENGTHS), start_token(bench.tokenizer)
-    tried = torch.tensor(STRENGTHS, device=A.device)
-    scaled = (tried[:, None, None, None] * V).flatten(0, 1)  # [k n, L, d]
+    scaled = (torch.tensor(STRENGTHS, device=A.device)[:, None, None, None] * V).flatten(0, 1)  # [k n, L, d]
     ids, mask = batch([[start, *q, *a[:-1]] for q, a in told], pad=start)
     ids, mask = ids.repeat(k, 1).to(A.device), mask.repeat(k, 1).to(A.device)
 
@@ -142,7 +141,7 @@ def _strengths(
     mean = each.new_zeros(k, n).index_add(1, row, each) / torch.tensor([len(a) for _, a in told], device=A.device)
     likely = mean.exp() >= ENOUGH
     likely[-1] = True
-    return tried[likely.int().argmax(0)]
+    return [STRENGTHS[i] for i in likely.int().argmax(0)]
 
 
 def _subject(bench: Bench, wording: Wording) -> Subject | None:
