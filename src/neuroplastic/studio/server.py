@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -247,10 +247,9 @@ def serve(ws: Workspace, sock: socket.socket, door: Door) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="npt-studio-") as exports:
         server = Server(application(ws, door, Path(exports)))
-        try:
+        with suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises again what it was sent
             server.run(sockets=[sock])
-        except KeyboardInterrupt:  # uvicorn has shut down, and raises again what it was sent
-            note("npt: the studio is closed")
+        note("npt: the studio is closed")
 
 
 def door_for(host: str, token: str | None) -> Door:
