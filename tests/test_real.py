@@ -76,7 +76,7 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
 def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path) -> None:
     from neuroplastic import export
 
-    ws.inject(FACT, name="to-export")
+    ws.inject(FACT, method="consolidate", name="to-export")
     for made in (
         export.peft(ws, tmp_path / "peft"),
         export.merged(ws, tmp_path / "merged"),
