@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from neuroplastic.config import Site
-from neuroplastic.generators import Signals
+from neuroplastic.generators import LowRank, Signals
 from neuroplastic.generators.base import Generator, WeightGenerator
 from neuroplastic.modulation import rank_k_effect
 from neuroplastic.surgery import plastic_layers
@@ -27,9 +27,14 @@ class Naive(Generator):
 
     def forward(self, site: Site, projection: Callable[[Tensor], Tensor], z: Tensor, s: Signals) -> Tensor:
         s.codes.clear()  # each site on its own
+        s.open = None
         explicit = cast(WeightGenerator, self.generator)
         v_a, v_b = explicit.factors(site, projection, z, s)
         return projection(z) + rank_k_effect(v_a, v_b, z)
+
+
+    def make_coarse(self, s: Signals) -> Tensor:
+        return cast(LowRank, self.generator).make_coarse(s)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -71,6 +72,30 @@ def test_an_axis_can_be_overridden() -> None:
     assert config.axes.sites == ("gate", "up", "down")
 
 
+LOW: dict[str, Any] = {"generator": "low_rank"}
+
+
+def test_layers_may_have_settings_of_their_own() -> None:
+    given = {14: {"rank": 128, "preset": "single"}, "2-3": {"k": 2, "key": "learned"}}
+    config = PlasticityConfig(preset="triple", generator="low_rank", np_rank=8, layer_overrides=given)  # type: ignore
+    assert config.layer_overrides == ("14:np_rank=128,preset=single", "2-3:num_ranks=2,key=learned")
+    assert config.overridden == (2, 3, 14)
+    assert (config.at(14).np_rank, config.at(14).axes) == (128, PRESETS["single"])
+    assert (config.at(3).num_ranks, config.at(3).key, config.at(3).axes) == (2, "learned", PRESETS["triple"])
+    assert config.at(4) == dataclasses.replace(config, layer_overrides=())
+    assert PlasticityConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    later = dataclasses.replace(config, layer_overrides=(*config.layer_overrides, "14:rank=4"))
+    assert (later.at(14).np_rank, later.at(14).preset) == (4, "single")
+    assert later.with_rank(7).at(14).np_rank == later.with_rank(7).at(0).np_rank == 7
+    assert later.with_rank(7).at(14).preset == "single"
+
+
+def test_a_layers_own_preset_goes_before_the_models_axes() -> None:
+    config = PlasticityConfig(modulation="gate+up+down", layer_overrides=("1:preset=single",))
+    assert config.at(1).axes == PRESETS["single"]
+    assert config.at(0).axes.modulation == "gate+up+down"
+
+
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [
@@ -88,6 +113,25 @@ def test_an_axis_can_be_overridden() -> None:
         ({"key": "learned"}, "key='learned' with generator='analytic'"),
         ({"preset": "v1", "generator": "low_rank", "num_ranks": 2}, "activations have no rank-1"),
         ({"preset": "v2", "generator": "low_rank", "key": "learned"}, "only weight updates have a key"),
+        ({"gate": "learned"}, "gate='learned' with generator='analytic'"),
+        ({"heads": "projected"}, "heads='projected' with generator='analytic'"),
+        ({"coarse_rank": 2}, "coarse_rank=2 with generator='analytic'"),
+        ({**LOW, "rank_weights": "attention"}, "rank_weights='attention' has no meaning with num_ranks=1"),
+        ({**LOW, "num_ranks": 4, "top_ranks": 2}, "top_ranks=2 has no meaning with rank_weights='fixed'"),
+        ({**LOW, "num_ranks": 2, "rank_weights": "attention", "top_ranks": 3}, "top_ranks=3 is more than there are"),
+        ({**LOW, "gate_threshold": 0.5}, "gate_threshold=0.5 has no meaning with gate='none'"),
+        ({**LOW, "gate": "learned", "gate_threshold": 2}, "gate_threshold must be from 0 to 1"),
+        ({**LOW, "coarse_group": 2}, "coarse_group=2 has no meaning with coarse_rank=0"),
+        ({**LOW, "preset": "v2", "heads": "projected"}, "heads='projected' with modulation='both'"),
+        ({**LOW, "preset": "v2", "heads": "both"}, "heads must be one of own, projected"),
+        ({"layer_overrides": "3:k=2"}, "layer_overrides must be a mapping"),
+        ({"layer_overrides": ["3"]}, "layer override '3' not understood"),
+        ({"layer_overrides": ["5-3:k=2"]}, "layer override '5-3:k=2' not understood"),
+        ({"layer_overrides": ["3:colour=red"]}, "'colour=red' is not a setting of one layer"),
+        ({"layer_overrides": ["3:seed=1"]}, "'seed=1' is not a setting of one layer"),
+        ({"layer_overrides": ["3:rank=many"]}, "np_rank must be a number, not 'many'"),
+        ({"layer_overrides": {3: {"preset": "quad"}}}, "layer '3:preset=quad': preset must be one of"),
+        ({"layer_overrides": {3: {"k": 2}}}, "layer '3:num_ranks=2': num_ranks=2 with generator='analytic'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], cause: str) -> None:

@@ -28,7 +28,7 @@ def rand(*shape: int, seed: int) -> Tensor:
 
 def signals(carried: bool = False) -> Signals:
     h, a, x, x_c, c = (rand(B, T, D, seed=s) for s in range(5))
-    return Signals(a=a, h=h, x=x, x_c=x_c, carried=c if carried else None)
+    return Signals(a=a, h=h, x=x, x_c=x_c, carried=c if carried else None, mlp_input=reads("gate"))
 
 
 def projection(site: Site) -> nn.Linear:

@@ -1,6 +1,6 @@
 """Prefill: dynamic mode over the pretrained forward pass of the same model.
 
-cd benchmarks && python -m speed.forward [--repeat 9] [--length 512] [--quick] [--check] [--json]
+cd benchmarks && python -m speed.forward [--repeat 5] [--length 256] [--quick] [--check] [--json]
 
 smollm2-135m, one row. Ratios of paired runs, median and quartiles; `limit` is what arithmetic alone would cost. The
 first rows have the bars; then one axis after another changes, the others staying at `dual`, rank 64, k 1, all layers,
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 import neuroplastic as npt
 from neuroplastic.calibration.moments import collect
 from neuroplastic.models import load_base
-from neuroplastic.structure import decoder_layers, inspect_layers
+from neuroplastic.surgery import plastic_layers
 
 from .paired import BARS, Ratio, arithmetic, in_mode, low_rank, paired, plastic, show, verdict
 
@@ -46,7 +46,7 @@ def one_axis_at_a_time() -> Iterator[Case]:
     yield "learned key", low_rank(key="learned"), {}
     yield "reads the attention output", low_rank(input="attention"), {}
     yield "analytic triple", npt.PlasticityConfig(preset="triple"), {}
-    for length in (32, 128, 2048):
+    for length in (32, 512, 2048):
         yield f"{length} tokens", low_rank(), {"length": length}
     yield "bfloat16", low_rank(), {"dtype": torch.bfloat16}
     yield "torch.compile", low_rank(), {"compiled": True}
@@ -55,8 +55,8 @@ def one_axis_at_a_time() -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -122,9 +122,7 @@ def standard(model: PreTrainedModel, length: int, repeat: int) -> Iterator[tuple
 
 def statistics_pass(model: PreTrainedModel, repeat: int) -> Ratio:
     """What calibration reads of 30 layers, over a plain forward pass over the same tokens (without logits)."""
-    config, layers = low_rank(), range(len(decoder_layers(model)))
     ids = torch.randint(100, 40_000, (16, 128), generator=torch.Generator().manual_seed(0))
-    parts = inspect_layers(model, tuple(layers))
 
     def plain() -> object:
         with torch.no_grad():
@@ -132,7 +130,9 @@ def statistics_pass(model: PreTrainedModel, repeat: int) -> Ratio:
                 model.base_model(input_ids=rows, use_cache=False)
         return None
 
-    return paired(plain, lambda: collect(model, parts, config.axes, "effect", ids), max(3, repeat // 3))
+    with plastic(model, low_rank()):
+        layers = list(plastic_layers(model).values())
+        return paired(plain, lambda: collect(model, layers, ids), max(3, repeat // 3))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory of dynamic mode above that of the pretrained model: a forward pass, and a step of training.
 
-cd benchmarks && python -m speed.memory [--length 512] [--json]
+cd benchmarks && python -m speed.memory [--length 256] [--json]
 
 smollm2-135m in float32, one row of --length tokens, `dual` on all layers. Resident memory of the process beyond that
 right before, as the operating system counts it; each figure is the median of three.
@@ -27,14 +27,13 @@ CASES = {
     "rank 64": low_rank(),
     "rank 256, k 2": low_rank(np_rank=256, num_ranks=2),
     "rank 256, k 2, learned key": low_rank(np_rank=256, num_ranks=2, key="learned"),
-    "rank 512, k 8": low_rank(np_rank=512, num_ranks=8),
     "analytic": npt.PlasticityConfig(),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     model, _ = load_base("smollm2-135m", "float32")

@@ -6,10 +6,13 @@ Nothing here imports torch, so that the command line can answer `--help` at once
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from tyro.conf import UseAppendAction, arg
 
 from .errors import NPTError
 
@@ -21,7 +24,10 @@ AttentionResidual = Literal["keep", "drop"]
 GeneratorKind = Literal["analytic", "low_rank"]
 Key = Literal["self", "learned"]
 GeneratorInput = Literal["attention", "effect"]
-Bottleneck = Literal["linear", "relu"]
+BottleneckKind = Literal["linear", "relu"]
+RankWeights = Literal["fixed", "attention"]
+Heads = Literal["own", "projected"]
+GateKind = Literal["none", "learned"]
 Mode = Literal["dynamic", "standard"]
 
 SITES: tuple[Site, ...] = get_args(Site)
@@ -83,9 +89,6 @@ class PlasticityConfig:
     np_rank: int = 64
     """r: width of the low-rank generator's bottleneck."""
 
-    layer_ranks: str = ""
-    """Layers whose bottleneck has another width than np_rank, such as 0:128,8-15:32."""
-
     num_ranks: int = 1
     """k: rank-1 components per token and site (low_rank on weights)."""
 
@@ -95,8 +98,33 @@ class PlasticityConfig:
     input: GeneratorInput = "attention"
     """What the low-rank generator reads: the attention output a, or its effect e = n(h + a) - n(h)."""
 
-    bottleneck: Bottleneck = "linear"
+    bottleneck: BottleneckKind = "linear"
     """Nonlinearity of the low-rank generator's bottleneck."""
+
+    rank_weights: RankWeights = "fixed"
+    """Weights of the k components of a token: `fixed` (all 1), or `attention`: a softmax over them that reads the
+    layer's attention output (adaptive rank)."""
+
+    top_ranks: int | None = None
+    """With rank_weights=attention only so many components of each token, the most wanted; the others cost nothing."""
+
+    gate: GateKind = "none"
+    """`learned`: a number in [0, 1] per token, from the MLP's input and the attention output, scales its modulation
+    (conditional modulation)."""
+
+    gate_threshold: float = 0.0
+    """Tokens whose gate is below this are not modulated at all, and cost no generator."""
+
+    coarse_rank: int = 0
+    """Numbers of a coarse code that the first plastic layer of a group makes once for all layers of the group; each adds
+    np_rank of its own (hierarchical modulation). 0: none."""
+
+    coarse_group: int | None = None
+    """Plastic layers, in order, that share a coarse code (default: all of them)."""
+
+    heads: Heads = "own"
+    """`own`: gate and up have payload heads of their own (d_ffn wide). `projected`: they share one that is d_model wide
+    and passes through their pretrained weights: the same payloads for dual, with a third of the parameters."""
 
     modulation: Modulation | None = None
     """Override of the preset: on gate activations (additive, multiplicative, both) or on the weights of the
@@ -111,6 +139,10 @@ class PlasticityConfig:
     seed: int = 0
     """Seed of the low-rank generator's random initialisation."""
 
+    layer_overrides: Annotated[tuple[str, ...], arg(name="layer", metavar="14:rank=128,preset=single"), UseAppendAction] = ()
+    """Layers whose settings differ: 14:rank=128,preset=single or 8-15:k=2. Repeat the option for more; later ones go
+    before earlier ones. In Python also {14: {"np_rank": 128, "preset": "single"}}."""
+
     def __post_init__(self) -> None:
         layers: Any = self.layers
         if not isinstance(layers, str):
@@ -122,21 +154,59 @@ class PlasticityConfig:
         _check_choice("generator", self.generator, get_args(GeneratorKind))
         _check_choice("key", self.key, get_args(Key))
         _check_choice("input", self.input, get_args(GeneratorInput))
-        _check_choice("bottleneck", self.bottleneck, get_args(Bottleneck))
-        for field in ("np_rank", "num_ranks"):
+        _check_choice("bottleneck", self.bottleneck, get_args(BottleneckKind))
+        _check_choice("rank_weights", self.rank_weights, get_args(RankWeights))
+        _check_choice("gate", self.gate, get_args(GateKind))
+        _check_choice("heads", self.heads, get_args(Heads))
+        for field, least in (("np_rank", 1), ("num_ranks", 1), ("top_ranks", 1), ("coarse_rank", 0), ("coarse_group", 1)):
             value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise NPTError(f"{field} must be a whole number of at least 1, not {value!r}")
+            if value is None and field in ("top_ranks", "coarse_group"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise NPTError(f"{field} must be a whole number of at least {least}, not {value!r}")
+        if isinstance(self.gate_threshold, bool) or not 0 <= self.gate_threshold <= 1:
+            raise NPTError(f"gate_threshold must be from 0 to 1, not {self.gate_threshold!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise NPTError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
-        parse_ranks(self.layer_ranks)
         self._refuse_impossible()
+        object.__setattr__(self, "layer_overrides", _overrides_as_text(self.layer_overrides))
+        for spec in self.layer_overrides:
+            try:
+                self.at(_span(spec)[0])
+            except NPTError as e:
+                raise NPTError(f"layer {spec!r}: {e}") from None
 
-    def rank_of(self, layer: int) -> int:
-        """r of one layer: its own, or np_rank."""
-        return parse_ranks(self.layer_ranks).get(layer, self.np_rank)
+    @functools.cached_property
+    def _overrides(self) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for spec in self.layer_overrides:
+            for i in _span(spec):
+                found.setdefault(i, {}).update(_settings(spec))
+        return found
+
+    @property
+    def overridden(self) -> tuple[int, ...]:
+        """The layers that have settings of their own."""
+        return tuple(sorted(self._overrides))
+
+    def at(self, layer: int) -> PlasticityConfig:
+        """What one layer is converted with: this, with its overrides applied."""
+        if not self.layer_overrides:
+            return self
+        own = self._overrides.get(layer, {})
+        base = dict.fromkeys(Axes._fields) if "preset" in own else {}  # its own preset, not an override of the model's
+        if own.get("generator") == "analytic":  # what the other layers' generators are made of means nothing to it
+            base |= {f.name: f.default for f in dataclasses.fields(self) if f.name in LEARNED_PARTS}
+        return dataclasses.replace(self, layer_overrides=(), **{**base, **own})
+
+    def with_rank(self, np_rank: int) -> PlasticityConfig:
+        """The same with this rank in every layer, also in those that had one of their own."""
+        kept = {i: {n: v for n, v in own.items() if n != "np_rank"} for i, own in self._overrides.items()}
+        given: Any = {i: own for i, own in kept.items() if own}
+        return dataclasses.replace(self, np_rank=np_rank, layer_overrides=given)
 
     def _refuse_impossible(self) -> None:
+        self._refuse_extensions()
         if self.generator == "analytic":
             if self.num_ranks != 1:
                 raise NPTError(
@@ -160,6 +230,37 @@ class PlasticityConfig:
                     "leave key out or modulate weights"
                 )
 
+    def _refuse_extensions(self) -> None:
+        used = {
+            "rank_weights='attention'": self.rank_weights != "fixed",
+            "heads='projected'": self.heads != "own",
+            "gate='learned'": self.gate != "none",
+            f"coarse_rank={self.coarse_rank}": self.coarse_rank > 0,
+        }
+        weights_only = list(used)[:2]
+        for name in (n for n, is_used in used.items() if is_used):
+            if self.generator == "analytic":
+                raise NPTError(
+                    f"{name} with generator='analytic': the exact generator has nothing to learn; use generator='low_rank'"
+                )
+            if name in weights_only and not self.axes.on_weights:
+                raise NPTError(
+                    f"{name} with modulation={self.axes.modulation!r}: only weight updates have components and heads "
+                    "at each site; modulate weights"
+                )
+        for field, given, without, least in (
+            ("rank_weights='attention'", self.rank_weights != "fixed", "num_ranks=1", self.num_ranks > 1),
+            (f"top_ranks={self.top_ranks}", self.top_ranks is not None, "rank_weights='fixed'", self.rank_weights != "fixed"),
+            (f"gate_threshold={self.gate_threshold}", self.gate_threshold > 0, "gate='none'", self.gate != "none"),
+            (f"coarse_group={self.coarse_group}", self.coarse_group is not None, "coarse_rank=0", self.coarse_rank > 0),
+        ):
+            if given and not least:
+                raise NPTError(f"{field} has no meaning with {without}")
+        if self.top_ranks is not None and self.top_ranks > self.num_ranks:
+            raise NPTError(f"top_ranks={self.top_ranks} is more than there are: num_ranks={self.num_ranks}")
+        if self.heads == "projected" and self.axes.sites == ("down",):
+            raise NPTError("heads='projected' needs gate or up among the sites")
+
     @property
     def axes(self) -> Axes:
         """The preset's axes with the overrides applied."""
@@ -174,8 +275,8 @@ class PlasticityConfig:
         """Raises NPTError on a key that this version does not know."""
         unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise NPTError(f"unknown plasticity setting {unknown[0]!r}; made by a newer version?")
-        return cls(**data)
+            raise NPTError(f"unknown plasticity setting {unknown[0]!r}; made by another version?")
+        return cls(**{**data, "layer_overrides": tuple(data.get("layer_overrides", ()))})
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -193,15 +294,61 @@ def _layers_as_text(layers: Any) -> str:
     return ",".join(map(str, items))
 
 
-def parse_ranks(spec: str) -> dict[int, int]:
-    """The widths that `layer_ranks` gives to layers. Raises NPTError where a part is not understood."""
-    ranks: dict[int, int] = {}
-    for part in filter(None, (p.strip() for p in spec.split(","))):
-        m = re.fullmatch(r"(\d+)(?:-(\d+))?:([1-9]\d*)", part)
-        if m is None:
-            raise NPTError(f"layer_ranks {part!r} not understood; use 0:128 or 8-15:32, separated by commas")
-        ranks.update(dict.fromkeys(range(int(m[1]), int(m[2] or m[1]) + 1), int(m[3])))
-    return ranks
+SHORT = {"rank": "np_rank", "k": "num_ranks"}
+"""Names of settings in an override, as they are short."""
+LEARNED_PARTS = ("num_ranks", "key", "rank_weights", "top_ranks", "gate", "gate_threshold", "heads")
+LEARNED_PARTS += ("coarse_rank", "coarse_group")
+"""What low-rank generators may have, and the analytic one cannot."""
+NOT_PER_LAYER = ("layers", "layer_overrides", "seed", "coarse_rank", "coarse_group")
+"""What concerns the model or a group of its layers, not one of them."""
+
+
+def _overrides_as_text(given: Any) -> tuple[str, ...]:
+    """Overrides as `layer_overrides` holds them. Raises NPTError where one is not understood."""
+    if isinstance(given, Mapping):
+        given = [
+            f"{layer}:" + ",".join(f"{name}={value}" for name, value in settings.items())
+            for layer, settings in given.items()
+        ]
+    if isinstance(given, str) or not all(isinstance(g, str) for g in given):
+        raise NPTError(f"layer_overrides must be a mapping of layers to settings, or a list of texts, not {given!r}")
+    return tuple(f"{spec.partition(':')[0].strip()}:" + _as_text(_settings(spec)) for spec in given if _span(spec))
+
+
+def _as_text(settings: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _span(spec: str) -> range:
+    """The layers of an override."""
+    m = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*:.+", spec)
+    if m is None or int(m[2] or m[1]) < int(m[1]):
+        raise NPTError(f"layer override {spec!r} not understood; use 14:rank=128,preset=single or 8-15:k=2")
+    return range(int(m[1]), int(m[2] or m[1]) + 1)
+
+
+def _settings(spec: str) -> dict[str, Any]:
+    """The settings of an override by their full names, with values of their types."""
+    fields = {f.name: f for f in dataclasses.fields(PlasticityConfig)}
+    found: dict[str, Any] = {}
+    for part in spec.partition(":")[2].split(","):
+        given, _, value = (t.strip() for t in part.partition("="))
+        name = SHORT.get(given, given)
+        if name not in fields or name in NOT_PER_LAYER or not value:
+            possible = ", ".join(n for n in fields if n not in NOT_PER_LAYER)
+            raise NPTError(f"layer override {spec!r}: {part.strip()!r} is not a setting of one layer; these are {possible}")
+        found[name] = _typed(spec, name, value)
+    return found
+
+
+def _typed(spec: str, name: str, value: str) -> Any:
+    read: Any = {"np_rank": int, "num_ranks": int, "top_ranks": int, "gate_threshold": float}.get(name, str)
+    if value == "None":
+        return None
+    try:
+        return read(value)
+    except ValueError:
+        raise NPTError(f"layer override {spec!r}: {name} must be a number, not {value!r}") from None
 
 
 def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:

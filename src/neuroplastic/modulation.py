@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "code_gram",
     "compress",
+    "effective_number",
     "frobenius_norm",
     "inner_product",
     "modulate_activation",
@@ -78,6 +79,11 @@ def modulate_activation(y: Tensor, d_mult: Tensor | None, d_add: Tensor | None) 
     if d_mult is not None:
         y = y * (1 + d_mult)
     return y if d_add is None else y + d_add
+
+
+def effective_number(w: Tensor) -> Tensor:
+    """(sum_k w_k)^2 / sum_k w_k^2: how many of a token's k components share its weight, 1 to k. w >= 0 [..., k] -> [...]."""
+    return w.sum(-1).square() / w.square().sum(-1).clamp_min(torch.finfo(w.dtype).tiny)
 
 
 def frobenius_norm(A: Tensor, B: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ compilation go on working with no code per architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .config import Mode, PlasticityConfig, Site, parse_layers
 from .errors import NPTError
-from .generators import Signals, make_generator
+from .generators import LowRank, Signals, make_generator
 from .structure import LayerParts, decoder_layers, inspect_layers, projection
 
 Projection = Callable[[Tensor], Tensor]
@@ -35,21 +35,26 @@ class LayerState:
     drop: bool
     h: Tensor | None = None
     a: Tensor | None = None
+    coarse: Tensor | None = None
+    """left by the first layer of a group for the others"""
 
 
 class Plasticity(nn.Module):
     """The dynamic forward pass of one MLP. Its children are the generator's parameters, nothing else."""
 
-    def __init__(self, config: PlasticityConfig, parts: LayerParts, state: LayerState):
+    def __init__(self, config: PlasticityConfig, parts: LayerParts, group: tuple[int, ...] = ()):
+        """`config` is this layer's own; `group` the layers that share its coarse code, itself among them."""
         super().__init__()
         gate = projection(parts.mlp, "gate")
         d_model, d_ffn = _width(parts.mlp)
-        self.config = config
-        self.generator = make_generator(config, d_model, d_ffn, parts.index)
+        self.config, self.group = config, group
+        self.generator = make_generator(config, d_model, d_ffn, parts.index, leads=parts.index in group[:1])
         weight = getattr(gate, "weight", None)
         if isinstance(weight, Tensor) and weight.is_floating_point():
             self.generator.to(device=weight.device, dtype=weight.dtype)
-        self.state = state
+        self.state = LayerState(dynamic=True, drop=config.axes.attention_residual == "drop")
+        self.leader = self.state
+        """of the layer that makes the group's coarse code"""
         self.swapped: list[tuple[nn.Module, type[nn.Module]]] = []
         # behind a plain object: the layer owns these modules, registering them here would rename keys
         self.parts = parts
@@ -92,7 +97,25 @@ class Plasticity(nn.Module):
         z = x if pre else x_c
         assert z is not None
         carried = a * (parts.attention_scale / parts.mlp_scale) if state.drop else None
-        return Signals(a=a, h=h, x=x, x_c=x_c, carried=carried), z
+        signals = Signals(a=a, h=h, x=x, x_c=x_c, carried=carried, mlp_input=z)
+        if self.group:
+            signals.coarse = self._coarse(signals)
+        return signals, z
+
+    def _coarse(self, signals: Signals) -> Tensor:
+        """The code that the group's first layer makes, and the last one lets go of."""
+        index, leader = self.parts.index, self.leader
+        if index == self.group[0]:
+            leader.coarse = self.generator.make_coarse(signals)  # type: ignore[operator]
+        coarse = leader.coarse
+        if coarse is None:
+            raise NPTError(
+                f"layer {index} takes its coarse code from layer {self.group[0]}, which made none: the layers of a group "
+                f"({', '.join(map(str, self.group))}) must be in dynamic mode together"
+            )
+        if index == self.group[-1]:
+            leader.coarse = None
+        return coarse
 
 
 # --- the subclasses that a converted layer's modules get ------------------------------------------------------------
@@ -155,16 +178,20 @@ def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Modu
         raise NPTError("the model is converted already; revert it first")
     indices = parse_layers(config.layers, len(decoder_layers(model)))
     parts = inspect_layers(model, indices)
-    if config.axes.attention_residual == "drop":
-        for p in parts:
-            if p.norm_behind_mlp is not None:
-                raise NPTError(
-                    f"attention_residual='drop' on layer {p.index}: a norm behind the MLP would rescale the attention "
-                    "output that the MLP has to carry; use attention_residual='keep' (dual, single or v1)"
-                )
-    made = [
-        Plasticity(config, p, LayerState(dynamic=True, drop=config.axes.attention_residual == "drop")) for p in parts
-    ]
+    if stray := sorted(set(config.overridden) - set(indices)):
+        raise NPTError(f"layer {stray[0]} has settings of its own, but is not among the plastic layers ({config.layers})")
+    for p in parts:
+        if config.at(p.index).axes.attention_residual == "drop" and p.norm_behind_mlp is not None:
+            raise NPTError(
+                f"attention_residual='drop' on layer {p.index}: a norm behind the MLP would rescale the attention "
+                "output that the MLP has to carry; use attention_residual='keep' (dual, single or v1)"
+            )
+    groups = groups_of(config, indices)
+    made = [Plasticity(config.at(p.index), p, groups.get(p.index, ())) for p in parts]
+    states = {plasticity.parts.index: plasticity.state for plasticity in made}
+    for plasticity in made:
+        if plasticity.group:
+            plasticity.leader = states[plasticity.group[0]]
     for plasticity in made:
         p = plasticity.parts
         for module, role in ((p.entry, _LeavesInput), (p.attention_end, _LeavesOutput), (p.mlp, _PlasticMLP)):
@@ -223,6 +250,21 @@ def plastic_layers(model: nn.Module) -> dict[int, Plasticity]:
     """The converted layers by index, in order; empty for a model that is not converted."""
     found = [m for m in model.modules() if isinstance(m, Plasticity)]
     return {p.parts.index: p for p in sorted(found, key=lambda p: p.parts.index)}
+
+
+def learnable_layers(model: nn.Module) -> dict[int, Plasticity]:
+    """The converted layers whose generators have parameters."""
+    return {i: p for i, p in plastic_layers(model).items() if isinstance(p.generator, LowRank)}
+
+
+def groups_of(config: PlasticityConfig, indices: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """The layers that each layer shares its coarse code with, itself among them; empty without coarse codes."""
+    if config.coarse_rank == 0:
+        return {}
+    indices = [i for i in indices if config.at(i).generator == "low_rank"]
+    size = config.coarse_group or len(indices)
+    groups = [tuple(indices[i : i + size]) for i in range(0, len(indices), size)]
+    return {i: group for group in groups for i in group}
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def test_weights_against_explicit_least_squares(preset: Any, source: Any) -> Non
     model = converted(preset=preset, input=source, layers="1")
     p, seen = npt.plastic_layers(model)[1], seen_by(model, 1)
     with mode(model, "standard"):
-        moments = collect(model, [p.parts], p.config.axes, source, TEXT)[1]
+        moments = collect(model, [p], TEXT)[1]
     write(p, solve(p, moments, ridge=0))
     mlp = p.parts.mlp
     e, a = (seen.x_c - seen.x).flatten(0, 1), seen.a.flatten(0, 1)
@@ -145,10 +145,10 @@ def test_every_layer_carries_its_residual_scale(family: str) -> None:
 
 def test_moments_do_not_depend_on_batches_and_do_not_grow() -> None:
     model = converted()
-    parts, axes = [p.parts for p in npt.plastic_layers(model).values()], npt.PlasticityConfig().axes
+    layers = list(npt.plastic_layers(model).values())
     with mode(model, "standard"):
-        one = collect(model, parts, axes, "effect", TEXT)[1]
-        longer = collect(model, parts, axes, "effect", TEXT.repeat(4, 1))[1]
+        one = collect(model, layers, TEXT)[1]
+        longer = collect(model, layers, TEXT.repeat(4, 1))[1]
     assert_close(one.ss, longer.ss)
     assert_close(one.slopes, longer.slopes)
     assert longer.count == 4 * one.count == 4 * TEXT.numel()
@@ -184,7 +184,7 @@ def test_sequential_fits_on_what_earlier_layers_really_give() -> None:
     assert not same(1)
     npt.set_mode(in_order, "standard", layers="1")
     parts: Plasticity = other[1]
-    moments = collect(in_order, [parts.parts], parts.config.axes, "effect", TEXT)[1]
+    moments = collect(in_order, [parts], TEXT)[1]
     before = {n: t.clone() for n, t in parts.generator.state_dict().items()}
     write(parts, solve(parts, moments))
     assert all(torch.equal(t, before[n]) for n, t in parts.generator.state_dict().items())

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from neuroplastic import NPTError
-from neuroplastic.calibration.budget import as_text, spend
+from neuroplastic.calibration.budget import as_overrides, spend
 from neuroplastic.calibration.regression import inverse_root, linear_fit, subspace
-from neuroplastic.config import parse_ranks
+from neuroplastic.config import PlasticityConfig
 
 N, D = 200, 12
 
@@ -66,24 +66,27 @@ def test_directions_that_were_never_seen_stay_small() -> None:
     assert not inverse_root(torch.zeros(3, 3, dtype=torch.float64)).any()
 
 
+COST = dict.fromkeys((3, 5, 8), 10)
+
+
 def test_a_budget_is_spent_as_well_as_it_can_be() -> None:
     gains = {3: [9.0, 1.0, 0.5], 5: [5.0, 4.0, 3.0], 8: [2.0, 1.5, 0.1]}
-    bought = spend(gains, cost=10, budget=69)
+    bought = spend(gains, COST, budget=69)
     worth = {
         ranks: sum(sum(g[:r]) for g, r in zip(gains.values(), ranks, strict=True))
         for ranks in itertools.product((1, 2, 3), repeat=3)
         if sum(ranks) <= 6
     }
     assert tuple(bought.values()) == max(worth, key=worth.__getitem__)
-    assert spend(gains, cost=10, budget=10**6) == {3: 3, 5: 3, 8: 3}
+    assert spend(gains, COST, budget=10**6) == {3: 3, 5: 3, 8: 3}
+    assert spend(gains, {**COST, 5: 100}, budget=140) == {3: 3, 5: 1, 8: 2}  # what costs more has to be worth more
     with pytest.raises(NPTError, match="3 layers need at least 30"):
-        spend(gains, cost=10, budget=29)
+        spend(gains, COST, budget=29)
 
 
-def test_ranks_survive_as_text() -> None:
+def test_ranks_are_overrides_of_a_configuration() -> None:
     ranks = {0: 7, 1: 7, 2: 3, 5: 3, 6: 3, 9: 1}
-    assert as_text(ranks) == "0-1:7,2:3,5-6:3,9:1"
-    assert parse_ranks(as_text(ranks)) == ranks
-    for wrong in ("0", "0:0", "a:3", "3-1"):
-        with pytest.raises(NPTError, match="not understood"):
-            parse_ranks(wrong)
+    texts = as_overrides(ranks)
+    assert texts == ("0-1:np_rank=7", "2:np_rank=3", "5-6:np_rank=3", "9:np_rank=1")
+    config = PlasticityConfig(generator="low_rank", layer_overrides=texts)
+    assert {i: config.at(i).np_rank for i in config.overridden} == ranks

@@ -51,16 +51,28 @@ def test_divergence() -> None:
 
 
 @pytest.mark.parametrize("key", ["self", "learned"])
-@pytest.mark.parametrize("k", [1, 3])
-def test_regularisation_is_that_of_the_explicit_update(key: Any, k: int) -> None:
-    config = PlasticityConfig(preset="triple", generator="low_rank", np_rank=4, num_ranks=k, key=key)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_ranks": 3},
+        {"num_ranks": 3, "rank_weights": "attention", "top_ranks": 2},
+        {"gate": "learned", "gate_threshold": 0.5},
+        {"heads": "projected"},
+    ],
+)
+def test_regularisation_is_that_of_the_explicit_update(key: Any, settings: dict[str, Any]) -> None:
+    config = PlasticityConfig(preset="triple", generator="low_rank", np_rank=4, key=key, **settings)
     generator = make_generator(config, 8, 12, layer=0).double()
     z, a = rand(2, 5, 8, seed=0), rand(2, 5, 8, seed=1)
-    s = Signals(a=a, h=None, x=None, x_c=None, carried=None)
+    if config.gate == "learned":
+        generator.gate.wanted.weight.data.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore
+        generator.gate.wanted.bias.data.zero_()  # type: ignore
+    s = Signals(a=a, h=None, x=None, x_c=None, carried=None, mlp_input=z)
     project = torch.nn.Linear(8, 12, bias=False).double()
     with torch.no_grad():
         v_a, v_b = generator.factors("gate", project, z, s)  # type: ignore[operator]
-        grams = generator.grams("gate", z, s)  # type: ignore[operator]
+        grams = generator.grams("gate", project, z, s)  # type: ignore[operator]
     dW = torch.einsum("...ko,...ki->...oi", v_b, v_a)
     assert_close(losses.frobenius(*grams), dW.square().sum((-1, -2)))
     assert_close(losses.vectors(*grams), v_a.square().sum((-1, -2)) + v_b.square().sum((-1, -2)))

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..config import PlasticityConfig
 from ..console import Progress, progress
 from ..evaluation.fidelity import perplexity
-from ..surgery import mode, plastic_layers, set_mode
+from ..errors import NPTError
+from ..surgery import learnable_layers, mode, set_mode
 from ..text import calibration_text, context_length, read_texts, windows
-from .budget import as_text, spend
-from .fit import Solution, check_calibratable, solve, write
+from .budget import as_overrides, spend
+from .fit import Solution, check_calibratable, coarse_rows, solve, write
 from .moments import collect
 from .options import CalibrateOptions
 
@@ -86,9 +87,9 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
         tokens=text.numel(),
         seconds=seconds,
         generator_parameters=workspace.info()["generator_parameters"],
-        ranks={str(i): config.rank_of(i) for i in plastic_layers(model)},
+        ranks={str(i): config.at(i).np_rank for i in learnable_layers(model)},
         explained={str(i): share for i, share in explained.items()},
-        out_of_reach=config.axes.out_of_reach,
+        out_of_reach=tuple(dict.fromkeys(r for p in learnable_layers(model).values() for r in p.config.axes.out_of_reach)),
         perplexity_base=base_perplexity,
         perplexity=plastic,
     )
@@ -102,11 +103,12 @@ def fit_generators(model: PreTrainedModel, text: Tensor, sequential: bool = Fals
     if not sequential:
         return write_solutions(model, solved(model, text))
     explained = {}
-    plastic = plastic_layers(model)
+    plastic = learnable_layers(model)
+    if any(p.group for p in plastic.values()):
+        raise NPTError("--sequential fits one layer at a time; a coarse code is fitted for its whole group")
     with mode(model, "standard"), progress("calibrating one layer after another") as step:
         for done, (i, plasticity) in enumerate(plastic.items(), 1):
-            axes, source = plasticity.config.axes, plasticity.config.input
-            moments = collect(model, [plasticity.parts], axes, source, text)[i]
+            moments = collect(model, [plasticity], text)[i]
             explained[i] = write(plasticity, solve(plasticity, moments))
             set_mode(model, "dynamic", layers=str(i))
             step(done, len(plastic))
@@ -115,13 +117,17 @@ def fit_generators(model: PreTrainedModel, text: Tensor, sequential: bool = Fals
 
 def solved(model: PreTrainedModel, text: Tensor) -> dict[int, Solution]:
     """The regression of every converted layer, for all ranks at once, from one pass over `text`."""
-    plastic = plastic_layers(model)
-    config = next(iter(plastic.values())).config
-    parts = [p.parts for p in plastic.values()]
+    plastic = learnable_layers(model)
     with mode(model, "standard"), progress("reading ordinary text") as step:
-        moments = collect(model, parts, config.axes, config.input, text, step)
+        moments = collect(model, list(plastic.values()), text, step)
+    found: dict[int, Solution] = {}
     with progress("solving") as step:
-        return {i: _counted(step, n, len(plastic), p, moments.pop(i)) for n, (i, p) in enumerate(plastic.items(), 1)}
+        for i, p in plastic.items():
+            if p.group and i == p.group[0]:
+                coarse = coarse_rows([(plastic[j], moments[j]) for j in p.group])
+            found[i] = solve(p, moments.pop(i), coarse=coarse if p.group else None)
+            step(len(found), len(plastic))
+    return found
 
 
 def calibration_rows(workspace: Workspace, data: Any, tokens: int) -> Tensor:
@@ -135,32 +141,25 @@ def calibration_rows(workspace: Workspace, data: Any, tokens: int) -> Tensor:
     return rows[: max(1, tokens // rows.shape[1])]
 
 
-def _counted(step: Progress, done: int, total: int, *of: Any) -> Solution:
-    solution = solve(*of)
-    step(done, total)
-    return solution
-
-
 def write_solutions(model: PreTrainedModel, solutions: dict[int, Solution]) -> dict[int, float]:
     """Gives every generator the parameters of its rank; the share of power explained per layer."""
-    return {i: write(p, solutions[i]) for i, p in plastic_layers(model).items()}
+    return {i: write(p, solutions[i]) for i, p in learnable_layers(model).items()}
 
 
 def _low_rank(config: PlasticityConfig, options: CalibrateOptions) -> PlasticityConfig:
     """The workspace's configuration with what the options ask for."""
     source = options.input or ("effect" if config.generator == "analytic" else config.input)
     config = replace(config, generator="low_rank", input=source)
-    if isinstance(options.np_rank, int):
-        config = replace(config, np_rank=options.np_rank, layer_ranks="")
-    if options.np_rank == "auto":  # the least until the budget has been spent
-        config = replace(config, np_rank=1, layer_ranks="")
+    if options.np_rank is not None:  # the least, until `auto` has spent its budget
+        config = config.with_rank(1 if options.np_rank == "auto" else options.np_rank)
     return config
 
 
 def _spent(workspace: Workspace, solutions: dict[int, Solution], budget: int) -> PlasticityConfig:
     """The configuration whose ranks `budget` buys. Errors count relative to the residual stream they fall into."""
-    plastic, config = plastic_layers(workspace.model), workspace.config
-    first = next(iter(plastic.values())).generator
-    cost = sum(p.numel() for p in first.parameters()) // config.rank_of(min(plastic))
+    plastic, config = learnable_layers(workspace.model), workspace.config
+    cost = {i: p.generator.cost_of_rank for i, p in plastic.items()}
+    fixed = sum(q.numel() for p in plastic.values() for q in p.generator.parameters()) - sum(cost.values())
     gains = {i: (s.space.gains / s.stream).tolist() for i, s in solutions.items()}
-    return replace(config, layer_ranks=as_text(spend(gains, cost, budget)))
+    ranks = as_overrides(spend(gains, cost, budget - fixed))
+    return replace(config, layer_overrides=(*config.layer_overrides, *ranks))

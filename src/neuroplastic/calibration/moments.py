@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import Axes, GeneratorInput
+from ..config import PlasticityConfig
 from ..console import Progress
 from ..modulation import residual_growth
 from ..observe import Seen, read_layers
-from ..structure import LayerParts
+from ..surgery import Plasticity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,22 +28,26 @@ class Moments:
 
     t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero where the MLP reads
     x_c itself. `carried` is what down must add where the layer no longer adds attention. Sums are float64.
+
+    Where a coarse code is shared, s_0 is what its first layer reads; `add` then needs it.
     """
 
-    def __init__(self, axes: Axes, source: GeneratorInput, d_model: int, device: torch.device):
+    def __init__(self, config: PlasticityConfig, d_model: int, device: torch.device):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self.axes, self.source = axes, source
+        self.axes, self.source, self.shares = config.axes, config.input, config.coarse_rank > 0
         self.count = 0
         self._ss, self._ts, self._tt = zeros(d_model, d_model), zeros(d_model, d_model), zeros(d_model, d_model)
         self._growth = zeros(d_model)
         self._carried, self._carried_power = zeros(d_model, d_model), zeros()
+        if self.shares:
+            self._s0, self._t0, self._carried0 = (zeros(d_model, d_model) for _ in range(3))
         self._sloped, self._slopes = 0, zeros()
         self._behind, self._stream = 0, zeros()
 
-    def add(self, seen: Seen) -> None:
-        """Takes in the tokens of one forward pass."""
+    def add(self, seen: Seen, s0: Tensor | None = None) -> Tensor:
+        """Takes in the tokens of one forward pass; s_0 [n, d] is s where None. Returns s [n, d]."""
         x_c, x, a = (_rows(t) for t in (seen.x_c, seen.x, seen.a))
         e = x_c - x
         s = a if self.source == "attention" else e
@@ -58,15 +62,22 @@ class Moments:
                 t = x_c - growth * x
             self._ts += ss if t is s else t.T @ s
             self._tt += ss if t is s else t.T @ t
+            if self.shares:
+                self._t0 += t.T @ (s if s0 is None else s0)
+        if self.shares:
+            self._s0 += ss if s0 is None else s.T @ s0
         if "down" in self.axes.sites and self.axes.attention_residual == "drop":
             carried = _rows(seen.carried)
             self._carried += carried.T @ s
+            if self.shares:
+                self._carried0 += carried.T @ (s if s0 is None else s0)
             self._carried_power += carried.square().sum()
         self._slopes = self._slopes + _slopes(seen)
         self._sloped += seen.g[:, ::SLOPED].shape[:2].numel()
         stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
         self._stream += stream.square().sum()
         self._behind += len(stream)
+        return s
 
     @property
     def ss(self) -> Tensor:
@@ -82,6 +93,11 @@ class Moments:
     def tt(self) -> Tensor:
         """E[t t^T] [d, d]."""
         return self._tt / self.count
+
+    @property
+    def with_first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """E[s s_0^T], E[t s_0^T], E[carried s_0^T] [d, d]."""
+        return self._s0 / self.count, self._t0 / self.count, self._carried0 / self.count
 
     @property
     def growth(self) -> Tensor:
@@ -111,21 +127,29 @@ class Moments:
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel,
-    parts: Sequence[LayerParts],
-    axes: Axes,
-    source: GeneratorInput,
-    text: Tensor,
-    step: Progress | None = None,
+    model: PreTrainedModel, layers: Sequence[Plasticity], text: Tensor, step: Progress | None = None
 ) -> dict[int, Moments]:
     """The moments of all of these layers in one pass over `text` (N, T), rows of tokens without padding.
 
-    The layers must be in standard mode.
+    They must be in standard mode, in order, and groups that share a coarse code whole.
     """
     width = model.get_input_embeddings().embedding_dim
-    found = {p.index: Moments(axes, source, width, model.device) for p in parts}
+    plastic = {p.parts.index: p for p in layers}
+    found = {i: Moments(p.config, width, model.device) for i, p in plastic.items()}
+    first: dict[int, Tensor] = {}  # what the first layer of a group read, until its last one has
+
+    def see(seen: Seen) -> None:
+        i = seen.parts.index
+        group = plastic[i].group
+        s = found[i].add(seen, first.get(group[0]) if group else None)
+        if group and i == group[0]:
+            first[i] = s
+        if group and i == group[-1]:
+            del first[group[0]]
+
+    parts = [p.parts for p in layers]
     for done in range(0, len(text), BATCH):
-        read_layers(model, parts, lambda seen: found[seen.parts.index].add(seen), input_ids=text[done : done + BATCH])
+        read_layers(model, parts, see, input_ids=text[done : done + BATCH])
         if step is not None:
             step(min(done + BATCH, len(text)), len(text))
     return found

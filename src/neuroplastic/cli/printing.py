@@ -23,8 +23,18 @@ def info(console: Console, r: dict[str, Any]) -> None:
     axes = f"modulation {p['modulation']}, MLP input {p['mlp_input']}, attention residual {p['attention_residual']}"
     table.add_row("preset", f"{p['preset']}: {axes}")
     low_rank = f", np_rank {p['np_rank']}, num_ranks {p['num_ranks']}, key {p['key']}, input {p['input']}"
+    if p["rank_weights"] != "fixed":
+        low_rank += f", rank_weights {p['rank_weights']}" + (f" (top {p['top_ranks']})" if p["top_ranks"] else "")
+    if p["gate"] != "none":
+        low_rank += f", gate {p['gate']} (threshold {p['gate_threshold']:g})"
+    if p["coarse_rank"]:
+        low_rank += f", coarse_rank {p['coarse_rank']} for {p['coarse_group'] or 'all'} layers"
+    if p["heads"] != "own":
+        low_rank += f", heads {p['heads']}"
     generator = p["generator"] + (low_rank if p["generator"] == "low_rank" else "")
     table.add_row("generator", f"{generator} ({r['generator_parameters']:,} parameters)")
+    if p["layer_overrides"]:
+        table.add_row("layers of their own", "\n".join(p["layer_overrides"]))
     table.add_row("edits", ", ".join(r["edits"]) or "none")
     if r["undone"]:
         table.add_row("undone", ", ".join(r["undone"]))

@@ -29,12 +29,18 @@ class Signals:
     """n(h + a), the MLP input with attention"""
     carried: Tensor | None
     """what the MLP must add to its own output because the layer no longer adds a; None where it does"""
+    mlp_input: Tensor
+    """what gate and up read: x or x_c"""
+    coarse: Tensor | None = None
+    """the code that the layer's group shares [..., r_0]; None where it has none"""
     codes: dict[str, Tensor] = field(default_factory=dict)
     """what a generator has made of them once, for all sites"""
+    open: tuple[Tensor, Signals] | None = None
+    """the tokens that a generator's gate lets through: their indices among all, and their signals"""
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Signals:
         """The same signals at some of the tokens."""
-        own = {name: t for name, t in vars(self).items() if name != "codes"}
+        own = {name: t for name, t in vars(self).items() if name not in ("codes", "open")}
         some: dict[str, Any] = {name: None if t is None else select(t) for name, t in own.items()}
         return Signals(**some)
 

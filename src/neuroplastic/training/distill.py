@@ -3,6 +3,7 @@
     L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
       + fidelity_weight  KL(base || plastic)
       + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
+      + gate_weight      max(0, mean gate - gate_open), where generators have gates
 
 In the teacher stage every layer is fed what the pretrained layers see: one frozen forward gives inputs and targets of
 all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Where many layers
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from ..config import Site
 from ..generators import Signals
-from ..generators.low_rank import LowRankWeights
+from ..generators.low_rank import LowRank, LowRankWeights
+from ..modulation import effective_number
 from ..observe import Seen, observing, read_layers
-from ..surgery import Plasticity, Projection, mode, plastic_layers
+from ..surgery import Plasticity, Projection, learnable_layers, mode
 from . import losses
 from .packing import Packed
 from .recipe import TrainSettings
@@ -42,7 +44,7 @@ class Distillation(nn.Module):
 
     def __init__(self, model: PreTrainedModel, settings: TrainSettings):
         super().__init__()
-        plastic = plastic_layers(model)
+        plastic = learnable_layers(model)
         self.generators = nn.ModuleDict({str(i): p.generator for i, p in plastic.items()})
         # behind plain objects: the model's weights are not trained, saved or synchronised
         self._model, self.plastic = [model], plastic
@@ -77,7 +79,11 @@ class Distillation(nn.Module):
         mean = torch.stack(list(direct.values())).mean()
         regularisation = torch.stack(look.regularisation).mean()
         loss = s.direct_weight * mean + s.fidelity_weight * fidelity + s.reg_weight * regularisation
-        found = {"loss": loss, "direct": mean, "fidelity": fidelity, "regularisation": regularisation}
+        found = {"direct": mean, "fidelity": fidelity, "regularisation": regularisation}
+        if look.openness:
+            found["openness"] = torch.stack(look.openness).mean()
+            loss = loss + s.gate_weight * (found["openness"] - s.gate_open).clamp_min(0)
+        found = {"loss": loss, **found}
         return found | {f"direct.{i}": d for i, d in direct.items()} | look.logged
 
     def _teacher_stage(self, rows: Packed, weight: Tensor, look: Look) -> dict[int, Tensor]:
@@ -89,7 +95,8 @@ class Distillation(nn.Module):
         def see(seen: Seen) -> None:
             i = seen.parts.index
             if n > 1:
-                chosen = every_nth(rows, n, i)
+                group = self.plastic[i].group  # layers that share a coarse code learn from the same tokens
+                chosen = every_nth(rows, n, group[0] if group else i)
                 seen = seen.at(lambda t: t[chosen][None])
                 look.weights[i] = n * weight[chosen][None]
             with torch.set_grad_enabled(learning):
@@ -163,6 +170,8 @@ class Look:
         self.weights = dict.fromkeys(plastic, weight)
         """of the tokens that each layer learns from"""
         self.regularisation: list[Tensor] = []
+        self.openness: list[Tensor] = []
+        """mean gate of each layer that has one"""
         self.logged: dict[str, Tensor] = {}
 
     @contextmanager
@@ -183,7 +192,7 @@ class Look:
     def _see(self, i: int, site: Site, linear: Projection, z: Tensor, s: Signals, y: Tensor) -> None:
         generator = self.plastic[i].generator
         if isinstance(generator, LowRankWeights):
-            grams = generator.grams(site, z, s)
+            grams = generator.grams(site, linear, z, s)
             squares = losses.frobenius(*grams)
             kept_small = squares if self.settings.reg == "frobenius" else losses.vectors(*grams)
         else:  # activations have no dW: what is done to them is kept small, whichever is asked for
@@ -191,9 +200,13 @@ class Look:
                 unmodulated = linear(z)
             squares = kept_small = (y - unmodulated).square().sum(-1)
         self.regularisation.append((self.weights[i] * kept_small).sum())
+        first = site == self.plastic[i].config.axes.sites[0]
+        if first and isinstance(generator, LowRank) and (g := generator.openness(s)) is not None:
+            self.openness.append((self.weights[i] * g[..., 0]).sum() / self.weights[i].sum())
+            self.logged[f"gate.{i}"] = self.openness[-1].detach()
         with torch.no_grad():
             self.logged[f"norm.{i}.{site}"] = (self.weights[i] * squares).sum().sqrt()
-            if site == self.plastic[i].config.axes.sites[0]:
+            if first:
                 self._log_once(i, site, linear, z, s)
 
     def _log_once(self, i: int, site: Site, linear: Projection, z: Tensor, s: Signals) -> None:
@@ -205,6 +218,8 @@ class Look:
             v_a, _ = generator.factors(site, linear, z, some)
             if v_a.shape[-1] == some.a.shape[-1]:
                 self.logged[f"cosine.{i}"] = torch.cosine_similarity(v_a, some.a[:, None], dim=-1).mean()
+            if (w := generator.component_weights(some)) is not None:
+                self.logged[f"components.{i}"] = effective_number(w).mean()
         for name, code in generator.encode(some).items():  # type: ignore[operator]
             flat = code.float()
             self.logged[f"rank.{i}" + (f".{name}" if name != "code" else "")] = losses.participation(flat.T @ flat)

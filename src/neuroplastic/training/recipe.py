@@ -43,6 +43,12 @@ class TrainSettings(LoopSettings):
     reg: Regulariser = "frobenius"
     """What is kept small: |dW|_F^2 of each token's weight change, or the squares of its modulation vectors."""
 
+    gate_weight: float = 1.0
+    """Weight of the mean gate above --gate-open, where generators have gates."""
+
+    gate_open: float = 0.5
+    """Share of modulation that gates may have at no cost, on average over tokens."""
+
     curriculum: str = "0.8,0.1,0.1"
     """Shares of the steps in which a layer is fed the teacher's hidden state, a moving blend, and its own."""
 
@@ -73,9 +79,11 @@ class TrainSettings(LoopSettings):
         for field, least in (("batch_size", 1), ("max_length", 4), ("eval_tokens", 2)):
             if getattr(self, field) < least:
                 raise NPTError(f"{field} must be at least {least}, not {getattr(self, field)}")
+        if not 0 <= self.gate_open <= 1:
+            raise NPTError(f"gate_open must be from 0 to 1, not {self.gate_open}")
         if self.every is not None and self.every < 1:
             raise NPTError(f"every must be at least 1, not {self.every}")
-        for field in ("direct_weight", "fidelity_weight", "reg_weight"):
+        for field in ("direct_weight", "fidelity_weight", "reg_weight", "gate_weight"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
         if len(self.shares) != 3 or min(self.shares) < 0 or not math.isclose(sum(self.shares), 1):

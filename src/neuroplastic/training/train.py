@@ -171,13 +171,13 @@ def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
     if before.generator == "analytic":
         given["input"] = "effect"
     if "np_rank" in given:
-        given["layer_ranks"] = ""
+        before = before.with_rank(given["np_rank"])
     config = replace(before, generator="low_rank", seed=settings.seed, **given)
-    if settings.init == "calibrated":
-        check_calibratable(config)
     width = workspace.model.get_input_embeddings().embedding_dim
     indices = parse_layers(config.layers, len(decoder_layers(workspace.model)))
-    if (largest := max(config.rank_of(i) for i in indices)) > width:
+    if settings.init == "calibrated":
+        check_calibratable(config)
+    if (largest := max(config.at(i).np_rank for i in indices)) > width:
         raise NPTError(f"np_rank {largest} is above the model's width {width}")
     return config
 

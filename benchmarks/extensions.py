@@ -1,0 +1,306 @@
+"""The four extensions of the generator: what each gains, and what its bar asks for.
+
+make extensions
+    or: python benchmarks/extensions.py [--parts PART[,PART...]] [--steps 150] [--rank 64] [--report DIR]
+
+smollm2-135m in float32, `dual`, generators that read the effect; errors and fidelity on held-out self-written text. Parts:
+
+adaptive       top two layers, 8 components: fixed weights, attention over them, the 2 most wanted; the same training
+layers         all layers: one rank for all against ranks that `auto` chooses, at equal budgets, closed form
+conditional    top two layers: gates that close for half the tokens; what an oracle could close; time at 512 tokens
+hierarchical   independent generators against coarse codes and shared heads, closed form
+
+With --report, what is finished is kept in the folder and not measured again. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import neuroplastic as npt
+from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
+from neuroplastic.config import PlasticityConfig
+from neuroplastic.evaluation.kept import Kept
+from neuroplastic.generators import LowRank
+from neuroplastic.surgery import learnable_layers, mode, plastic_layers
+from neuroplastic.text import calibration_text
+from speed.paired import in_mode, low_rank, paired
+from study import ROWS, Cell, fidelity, show, workspace
+from train_bars import direct_error
+
+PARTS = ("adaptive", "layers", "conditional", "hierarchical")
+TOKENS = 24_576
+"""that the closed form reads"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    parts = [p.strip() for p in options.parts.split(",")]
+    if wrong := [p for p in parts if p not in PARTS]:
+        raise npt.NPTError(f"there is no part {wrong[0]!r}; there are {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"steps": options.steps, "rank": options.rank}
+        kept = Kept(options.report or Path(folder), settings, Cell)
+        for part in parts:
+            print(f"\n### {part}\n", flush=True)
+            arms = {"adaptive": adaptive, "layers": layers, "conditional": conditional, "hierarchical": hierarchical}
+            show(measured(kept, part, arms[part](options.steps, options.rank)))
+
+
+Arms = Iterator[tuple[str, Callable[[], dict[str, list[float]]]]]
+
+
+def measured(kept: Kept[Cell], part: str, arms: Arms) -> Iterator[Cell]:
+    """One cell for each arm, measured where it is not kept."""
+    for arm, measure in arms:
+        known = next((c for c in kept.done if (c.part, c.arm) == (part, arm)), None)
+        if known is None:
+            known = Cell(part, arm, measure())
+            kept.keep(known)
+        yield known
+
+
+# --- adaptive rank -----------------------------------------------------------------------------------------------
+
+
+def adaptive(steps: int, rank: int) -> Arms:
+    """`rank` is halved, so that 8 components have the parameters of a few hundred numbers, not of five."""
+    r = rank // 2
+    arms: dict[str, dict[str, Any]] = {
+        "k 8, fixed weights": {"num_ranks": 8, "np_rank": r + 1},  # the attention's parameters, and more
+        "k 8, attention over them": {"num_ranks": 8, "np_rank": r, "rank_weights": "attention"},
+        "k 8, the top 2 of them": {"num_ranks": 8, "np_rank": r, "rank_weights": "attention", "top_ranks": 2},
+        f"k 1, rank {8 * r}": {"np_rank": 8 * r},
+    }
+    for init in ("random", "calibrated"):
+        for name, settings in arms.items():
+            yield (
+                f"{name}, {'from noise' if init == 'random' else 'from the closed form'}",
+                lambda settings=settings, init=init: reduced(settings, init, steps),
+            )
+
+
+def reduced(settings: dict[str, Any], init: str, steps: int) -> dict[str, list[float]]:
+    """Held-out direct error before and after training, and the share of the error of no modulation that is gone."""
+    with workspace(low_rank(layers="top2", **settings)) as ws:
+        if init == "calibrated":
+            fit_generators(ws.model, calibration_rows(ws, None, TOKENS))
+        before = direct_error(ws)
+        npt.train(ws, training(steps, init))
+        after = direct_error(ws)
+        figures = {"direct error before": [before], "after": [after]}
+        figures["parameters"] = [float(ws.info()["generator_parameters"])]
+        silence(ws)
+        figures["error gone"] = [1 - after / direct_error(ws)]
+    return figures
+
+
+def silence(ws: npt.Workspace) -> None:
+    """No modulation, whatever the weights and gates say."""
+    with torch.no_grad():
+        for p in learnable_layers(ws.model).values():
+            for name, t in p.generator.named_parameters():
+                if name.startswith("payload"):
+                    t.zero_()
+
+
+def training(steps: int, init: str, **settings: Any) -> npt.TrainSettings:
+    given = {"curriculum": "1,0,0", "lr": 4e-3 if init == "random" else 1e-3, "init": init, **settings}
+    return npt.TrainSettings(
+        steps=steps, weight_decay=0.0, eval_every=0, eval_tokens=256, save_every=steps, batch_size=4, **given
+    )
+
+
+# --- layers of their own -----------------------------------------------------------------------------------------
+
+
+def layers(steps: int, rank: int) -> Arms:
+    for r in (rank // 4, rank, 2 * rank):
+        yield f"rank {r} in every layer", lambda r=r: closed_form(low_rank(np_rank=r))
+        yield f"auto, the parameters of rank {r}", lambda r=r: closed_form(low_rank(np_rank=r), auto=True)
+
+
+def closed_form(config: PlasticityConfig, auto: bool = False) -> dict[str, list[float]]:
+    """Fidelity of generators fitted in closed form; `auto` spends the parameters that `config` has."""
+    with workspace(config) as ws:
+        if auto:
+            budget = str(ws.info()["generator_parameters"])
+            npt.calibrate(ws, npt.CalibrateOptions(np_rank="auto", budget=budget, tokens=TOKENS))
+        else:
+            fit_generators(ws.model, calibration_rows(ws, None, TOKENS))
+        return fidelity(ws)
+
+
+# --- gates -------------------------------------------------------------------------------------------------------
+
+
+def conditional(steps: int, rank: int) -> Arms:
+    plain = low_rank(layers="top2", np_rank=rank)
+    yield "every token", lambda: trained_fidelity(plain, steps)
+    yield "a gate, none closed", lambda: gated(plain, steps, 0.0)
+    for share in (0.1, 0.25, 0.5):
+        yield f"a gate, {share:.0%} closed", lambda share=share: gated(plain, steps, share)
+    for share in (0.1, 0.25, 0.5):
+        yield f"an oracle, {share:.0%} closed", lambda share=share: oracle(plain, steps, share)
+
+
+def trained_fidelity(config: PlasticityConfig, steps: int) -> dict[str, list[float]]:
+    with trained(config, steps) as ws:
+        return fidelity(ws)
+
+
+@contextmanager
+def trained(config: PlasticityConfig, steps: int, **settings: Any) -> Iterator[npt.Workspace]:
+    with workspace(config) as ws:
+        npt.train(ws, training(steps, "calibrated", curriculum="0.5,0.2,0.3", **settings))
+        yield ws
+
+
+def gated(plain: PlasticityConfig, steps: int, share: float) -> dict[str, list[float]]:
+    """Of gates trained to be open for the other tokens, closed below the quantile of that share on training text."""
+    with trained(replace(plain, gate="learned"), steps, gate_open=1 - share, gate_weight=1.0) as ws:
+        text = calibration_rows(ws, None, 64 * 128)
+        if share > 0:
+            thresholds = quantiles(ws, text, share)
+            for i, p in learnable_layers(ws.model).items():
+                p.generator.config = replace(p.config, gate_threshold=thresholds[i])  # type: ignore[assignment]
+        figures = fidelity(ws)
+        figures["closed"] = [closed(ws)]
+        figures["of the cost of every token"] = [cost(ws, plain)]
+    return figures
+
+
+@torch.no_grad()
+def gates(ws: npt.Workspace, text: Tensor) -> dict[int, Tensor]:
+    """The gate of every token, behind the first, an attention sink."""
+    found: dict[int, Tensor] = {}
+
+    def look(i: int) -> Any:
+        def probe(site: Any, linear: Any, z: Tensor, s: Any, y: Tensor) -> None:
+            generator = plastic_layers(ws.model)[i].generator
+            assert isinstance(generator, LowRank)
+            g = generator.openness(s)
+            assert g is not None
+            found[i] = g[:, 1:].flatten()
+
+        return probe
+
+    for i, p in learnable_layers(ws.model).items():
+        p.probe = look(i)
+    with mode(ws.model, "dynamic"):
+        ws.model(input_ids=text, use_cache=False)
+    for p in plastic_layers(ws.model).values():
+        p.probe = None
+    return found
+
+
+def quantiles(ws: npt.Workspace, text: Tensor, share: float) -> dict[int, float]:
+    return {i: float(g.quantile(share)) for i, g in gates(ws, text).items()}
+
+
+def closed(ws: npt.Workspace) -> float:
+    """Share of held-out tokens below their threshold."""
+    with mode(ws.model, "standard"):
+        text = calibration_text(ws.model, ws.tokenizer, ws.base.sha256)[1][:ROWS]
+    found = gates(ws, text)
+    shares = [
+        float((g < learnable_layers(ws.model)[i].generator.config.gate_threshold).float().mean())  # type: ignore
+        for i, g in found.items()
+    ]
+    return sum(shares) / len(shares)
+
+
+def cost(ws: npt.Workspace, plain: PlasticityConfig) -> float:
+    """Time that the generators of these two layers take at 512 tokens, over that of the plain ones: MLPs alone, in turns."""
+    ids = torch.randint(100, 40_000, (1, 512), generator=torch.Generator().manual_seed(0))
+    with workspace(plain) as other:
+        ratio = paired(mlps(other, ids), mlps(ws, ids), 25)
+        base = paired(mlps(other, ids), mlps(other, ids, "standard"), 25)
+    return (ratio.median - base.median) / (1 - base.median)
+
+
+def mlps(ws: npt.Workspace, ids: Tensor, how: Any = "dynamic") -> Callable[[], object]:
+    """Runs the plastic layers alone, on what they read in this text."""
+    read: dict[int, tuple[Any, Any]] = {}
+    hooks = []
+    plastic = plastic_layers(ws.model)
+    for i, p in plastic.items():
+
+        def keep(module: Any, args: Any, kwargs: Any, i: int = i) -> None:
+            read[i] = (args, kwargs)
+
+        hooks.append(p.parts.layer.register_forward_pre_hook(keep, with_kwargs=True))
+    with torch.no_grad():
+        ws.model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for i, p in plastic.items():
+            args, kwargs = read[i]
+            p.parts.layer(*args, **kwargs)
+
+    return in_mode(ws.model, how == "dynamic", run)
+
+
+def oracle(plain: PlasticityConfig, steps: int, share: float) -> dict[str, list[float]]:
+    """Closes, in each row and layer, the tokens whose modulation changes the output of gate and up least."""
+    with trained(plain, steps) as ws:
+        for p in learnable_layers(ws.model).values():
+
+            def probe(site: Any, linear: Any, z: Tensor, s: Any, y: Tensor) -> Tensor:
+                unmodulated = linear(z)
+                if "kept" not in s.codes:
+                    size = (y - unmodulated).norm(dim=-1, keepdim=True)
+                    s.codes["kept"] = size >= size.quantile(share, dim=-2, keepdim=True)
+                return torch.where(s.codes["kept"], y, unmodulated)
+
+            p.probe = probe
+        return fidelity(ws)
+
+
+# --- coarse codes and shared heads -------------------------------------------------------------------------------
+
+
+def hierarchical(steps: int, rank: int) -> Arms:
+    coarse, fine = rank // 8, rank // 2
+    for where in ("top2", "14-17", "all"):
+        arms = {
+            f"independent, rank {rank}": low_rank(layers=where, np_rank=rank),
+            f"independent, rank {int(0.6 * rank)}": low_rank(layers=where, np_rank=int(0.6 * rank)),
+            f"coarse {coarse} + {fine}": low_rank(layers=where, np_rank=fine, coarse_rank=coarse),
+            f"coarse {coarse} + {fine}, groups of 2": low_rank(
+                layers=where, np_rank=fine, coarse_rank=coarse, coarse_group=2
+            ),
+            f"projected heads, rank {rank}": low_rank(layers=where, np_rank=rank, heads="projected"),
+            f"projected heads, coarse {rank // 4} + {3 * rank // 4}, groups of 2": low_rank(
+                layers=where, np_rank=3 * rank // 4, coarse_rank=rank // 4, coarse_group=2, heads="projected"
+            ),
+            f"projected heads, rank {int(1.8 * rank)}": low_rank(layers=where, np_rank=int(1.8 * rank), heads="projected"),
+        }
+        for name, config in arms.items():
+            yield f"{where}: {name}", lambda config=config: closed_form(config)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    try:
+        main()
+    except npt.NPTError as e:
+        print(f"extensions: {e}", file=sys.stderr)
+        sys.exit(2)
