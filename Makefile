@@ -55,6 +55,9 @@ bench-check: setup
 study: setup
 	$(BIN)/python benchmarks/study.py $(BENCH)
 
+extensions: setup
+	cd benchmarks && ../$(BIN)/python extensions.py $(BENCH)
+
 quick: setup
 	$(BIN)/python -m pytest -m "not real and not slow and not browser"
 

@@ -3,7 +3,8 @@
 make extensions
     or: python benchmarks/extensions.py [--parts PART[,PART...]] [--steps 150] [--rank 64] [--report DIR]
 
-smollm2-135m in float32, `dual`, generators that read the effect; errors and fidelity on held-out self-written text. Parts:
+smollm2-135m in float32, `dual`, generators that read the effect; errors and fidelity on held-out self-written text.
+Parts:
 
 adaptive       top two layers, 8 components: fixed weights, attention over them, the 2 most wanted; the same training
 layers         all layers: one rank for all against ranks that `auto` chooses, at equal budgets, closed form
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def adaptive(steps: int, rank: int) -> Arms:
         for name, settings in arms.items():
             yield (
                 f"{name}, {'from noise' if init == 'random' else 'from the closed form'}",
-                lambda settings=settings, init=init: reduced(settings, init, steps),
+                partial(reduced, settings, init, steps),
             )
 
 
@@ -131,8 +133,8 @@ def training(steps: int, init: str, **settings: Any) -> npt.TrainSettings:
 
 def layers(steps: int, rank: int) -> Arms:
     for r in (rank // 4, rank, 2 * rank):
-        yield f"rank {r} in every layer", lambda r=r: closed_form(low_rank(np_rank=r))
-        yield f"auto, the parameters of rank {r}", lambda r=r: closed_form(low_rank(np_rank=r), auto=True)
+        yield f"rank {r} in every layer", partial(closed_form, low_rank(np_rank=r))
+        yield f"auto, the parameters of rank {r}", partial(closed_form, low_rank(np_rank=r), auto=True)
 
 
 def closed_form(config: PlasticityConfig, auto: bool = False) -> dict[str, list[float]]:
@@ -151,12 +153,12 @@ def closed_form(config: PlasticityConfig, auto: bool = False) -> dict[str, list[
 
 def conditional(steps: int, rank: int) -> Arms:
     plain = low_rank(layers="top2", np_rank=rank)
-    yield "every token", lambda: trained_fidelity(plain, steps)
-    yield "a gate, none closed", lambda: gated(plain, steps, 0.0)
+    yield "every token", partial(trained_fidelity, plain, steps)
+    yield "a gate, none closed", partial(gated, plain, steps, 0.0)
     for share in (0.1, 0.25, 0.5):
-        yield f"a gate, {share:.0%} closed", lambda share=share: gated(plain, steps, share)
+        yield f"a gate, {share:.0%} closed", partial(gated, plain, steps, share)
     for share in (0.1, 0.25, 0.5):
-        yield f"an oracle, {share:.0%} closed", lambda share=share: oracle(plain, steps, share)
+        yield f"an oracle, {share:.0%} closed", partial(oracle, plain, steps, share)
 
 
 def trained_fidelity(config: PlasticityConfig, steps: int) -> dict[str, list[float]]:
@@ -226,7 +228,7 @@ def closed(ws: npt.Workspace) -> float:
 
 
 def cost(ws: npt.Workspace, plain: PlasticityConfig) -> float:
-    """Time that the generators of these two layers take at 512 tokens, over that of the plain ones: MLPs alone, in turns."""
+    """Time that the generators of these layers take at 512 tokens, over that of the plain ones; layers alone."""
     ids = torch.randint(100, 40_000, (1, 512), generator=torch.Generator().manual_seed(0))
     with workspace(plain) as other:
         ratio = paired(mlps(other, ids), mlps(ws, ids), 25)
@@ -291,10 +293,12 @@ def hierarchical(steps: int, rank: int) -> Arms:
             f"projected heads, coarse {rank // 4} + {3 * rank // 4}, groups of 2": low_rank(
                 layers=where, np_rank=3 * rank // 4, coarse_rank=rank // 4, coarse_group=2, heads="projected"
             ),
-            f"projected heads, rank {int(1.8 * rank)}": low_rank(layers=where, np_rank=int(1.8 * rank), heads="projected"),
+            f"projected heads, rank {int(1.8 * rank)}": low_rank(
+                layers=where, np_rank=int(1.8 * rank), heads="projected"
+            ),
         }
         for name, config in arms.items():
-            yield f"{where}: {name}", lambda config=config: closed_form(config)
+            yield f"{where}: {name}", partial(closed_form, config)
 
 
 if __name__ == "__main__":

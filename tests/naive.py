@@ -32,7 +32,6 @@ class Naive(Generator):
         v_a, v_b = explicit.factors(site, projection, z, s)
         return projection(z) + rank_k_effect(v_a, v_b, z)
 
-
     def make_coarse(self, s: Signals) -> Tensor:
         return cast(LowRank, self.generator).make_coarse(s)
 

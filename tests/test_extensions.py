@@ -1,4 +1,4 @@
-"""Adaptive rank, settings per layer, gates and coarse codes: each against the explicit formula, and in the limit where it
+"""Adaptive rank, settings per layer, gates and coarse codes: against the explicit formula, and in the limit where each
 must be the plain generator."""
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import neuroplastic as npt
 from families import tiny, tokens
 from naive import naively
 from neuroplastic.calibration.calibrate import fit_generators, solved
+from neuroplastic.calibration.fit import matrix
 from neuroplastic.generators import LowRank, Signals, make_generator
 from neuroplastic.generators.low_rank import LowRankWeights
 from neuroplastic.modulation import effective_number, rank_k_effect
+from neuroplastic.structure import projection as projection_of
 from neuroplastic.surgery import mode, set_mode
 from neuroplastic.training.loop import read_log
 from neuroplastic.training.train import FOLDER
@@ -118,14 +120,15 @@ def test_limits_are_the_plain_generator(site: Any, key: str) -> None:
     assert_close(out(gated, signals(gated.config)), expected)
 
     coarse, s = weights(num_ranks=4, key=key, **COARSE)
-    own = {name: t for name, t in plain.state_dict().items()}
+    own = dict(plain.state_dict())
     coarse.load_state_dict({name: padded(t, coarse.state_dict()[name]) for name, t in own.items()})
     assert_close(out(coarse, s), expected)  # a coarse code that no head reads
     coarse.code.weight.zero_()
-    for module in (*coarse.payload.values(), *coarse.key.values()):
-        module.weight.copy_(rand(*module.weight.shape, seed=3))  # type: ignore[operator, union-attr]
+    for name, t in coarse.named_parameters():
+        if name.startswith(("payload", "key")):
+            t.copy_(rand(*t.shape, seed=3))
     alone, _ = weights(num_ranks=4, key=key)
-    alone.code = torch.nn.Identity()
+    alone.code = torch.nn.Identity()  # type: ignore[assignment]
     for name in ("payload", "key"):
         for site_, module in getattr(alone, name).items():
             given = getattr(coarse, name)[site_].weight
@@ -218,8 +221,8 @@ def test_a_coarse_code_is_made_once_and_learns_from_every_layer() -> None:
     assert len(made) == 1
     together = first.coarse.weight.grad.clone()  # type: ignore[union-attr]
     model.zero_grad()
-    for head in second.payload.values():  # the second layer no longer reads it
-        head.weight.data[:, :3] = 0  # type: ignore[union-attr, operator, index]
+    for head in second.get_submodule("payload").parameters():  # the second layer no longer reads it
+        head.data[:, :3] = 0
     model(tokens(1, 4)).logits.sum().backward()
     assert (first.coarse.weight.grad - together).abs().max() > 0  # type: ignore[operator]
     assert all(p.state.coarse is None for p in npt.plastic_layers(model).values())
@@ -275,7 +278,11 @@ def test_a_coarse_code_in_closed_form_is_a_regression_on_both_codes() -> None:
     seen: dict[int, Signals] = {}
     plastic = npt.plastic_layers(model)
     for i, p in plastic.items():
-        p.probe = lambda site, linear, z, s, y, i=i: seen.setdefault(i, s) and None
+
+        def probe(site: Any, linear: Any, z: Tensor, s: Signals, y: Tensor, i: int = i) -> None:
+            seen[i] = s
+
+        p.probe = probe
     with torch.no_grad():  # layer 0 reads what it was fitted on; layer 1 what the converted layer 0 makes
         model(TEXT)
     s, p = seen[0], plastic[0]
@@ -284,9 +291,10 @@ def test_a_coarse_code_in_closed_form_is_a_regression_on_both_codes() -> None:
     assert s.coarse is not None
     e, z = ((t.flatten(0, 1)) for t in (s.x_c - s.x, s.coarse))
     assert_close(z.T @ z / len(z), torch.eye(4, dtype=torch.float64), rtol=1e-3, atol=1e-3)
-    W = torch.cat([p.parts.mlp.gate_proj.weight, p.parts.mlp.up_proj.weight])  # type: ignore[arg-type]
-    y = (e @ W.T).detach()
-    code = torch.cat([z, e @ p.generator.code.weight.T], 1).detach()  # type: ignore[operator, union-attr]
+    W = torch.cat([matrix(projection_of(p.parts.mlp, "gate")), matrix(projection_of(p.parts.mlp, "up"))])
+    y = e @ W.T
+    A = p.generator.get_parameter("code.weight").detach()
+    code = torch.cat([z, e @ A.T], 1)
     best = code @ torch.linalg.lstsq(code, y).solution  # the heads are the best for these codes
     with torch.no_grad():
         ours = payloads(model, 0, s).flatten(0, 1)
@@ -307,13 +315,15 @@ def workspace(tmp_path: Path, cache: Path, tiny_base: Path) -> npt.Workspace:
 SHORT: dict[str, Any] = {"steps": 6, "batch_size": 2, "max_length": 16, "eval_tokens": 24, "curriculum": "0.4,0.3,0.3"}
 
 
-@pytest.mark.parametrize("settings", [ADAPTIVE, EVERYTHING, {**SPARSE, **COARSE, "heads": "projected", "key": "learned"}])
+@pytest.mark.parametrize(
+    "settings", [ADAPTIVE, EVERYTHING, {**SPARSE, **COARSE, "heads": "projected", "key": "learned"}]
+)
 def test_trained_saved_and_read_again(workspace: npt.Workspace, settings: dict[str, Any]) -> None:
     config = npt.PlasticityConfig(generator="low_rank", np_rank=4, input="effect", **settings)
     workspace.reconfigure(config)
     workspace.save_generators()
     before = {n: t.clone() for n, t in workspace.model.named_parameters() if ".plasticity." in n}
-    init = "random" if settings.get("key") == "learned" else "calibrated"
+    init: Any = "random" if settings.get("key") == "learned" else "calibrated"
     npt.train(workspace, npt.TrainSettings(**SHORT, init=init, gate_open=0.2, lr=1e-2, every=2))
     after = {n: t for n, t in workspace.model.named_parameters() if ".plasticity." in n}
     moved = [n for n in before if not torch.equal(before[n], after[n])]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from tyro.conf import UseAppendAction, arg
 
+from . import overrides
 from .errors import NPTError
 
 Site = Literal["gate", "up", "down"]
@@ -71,6 +72,20 @@ PRESETS: dict[Preset, Axes] = {
 }
 
 
+LEARNED_PARTS = (
+    "num_ranks",
+    "key",
+    "rank_weights",
+    "top_ranks",
+    "gate",
+    "gate_threshold",
+    "heads",
+    "coarse_rank",
+    "coarse_group",
+)
+"""What low-rank generators may have, and the analytic one cannot."""
+
+
 @dataclass(frozen=True)
 class PlasticityConfig:
     """What a converted layer computes. A preset sets three axes; any of them may be overridden."""
@@ -116,8 +131,8 @@ class PlasticityConfig:
     """Tokens whose gate is below this are not modulated at all, and cost no generator."""
 
     coarse_rank: int = 0
-    """Numbers of a coarse code that the first plastic layer of a group makes once for all layers of the group; each adds
-    np_rank of its own (hierarchical modulation). 0: none."""
+    """Numbers of a coarse code that the first plastic layer of a group makes once for all its layers; each adds np_rank
+    of its own (hierarchical modulation). 0: none."""
 
     coarse_group: int | None = None
     """Plastic layers, in order, that share a coarse code (default: all of them)."""
@@ -139,7 +154,9 @@ class PlasticityConfig:
     seed: int = 0
     """Seed of the low-rank generator's random initialisation."""
 
-    layer_overrides: Annotated[tuple[str, ...], arg(name="layer", metavar="14:rank=128,preset=single"), UseAppendAction] = ()
+    layer_overrides: Annotated[
+        tuple[str, ...], arg(name="layer", metavar="14:rank=128,preset=single"), UseAppendAction
+    ] = ()
     """Layers whose settings differ: 14:rank=128,preset=single or 8-15:k=2. Repeat the option for more; later ones go
     before earlier ones. In Python also {14: {"np_rank": 128, "preset": "single"}}."""
 
@@ -158,7 +175,13 @@ class PlasticityConfig:
         _check_choice("rank_weights", self.rank_weights, get_args(RankWeights))
         _check_choice("gate", self.gate, get_args(GateKind))
         _check_choice("heads", self.heads, get_args(Heads))
-        for field, least in (("np_rank", 1), ("num_ranks", 1), ("top_ranks", 1), ("coarse_rank", 0), ("coarse_group", 1)):
+        for field, least in (
+            ("np_rank", 1),
+            ("num_ranks", 1),
+            ("top_ranks", 1),
+            ("coarse_rank", 0),
+            ("coarse_group", 1),
+        ):
             value = getattr(self, field)
             if value is None and field in ("top_ranks", "coarse_group"):
                 continue
@@ -169,10 +192,10 @@ class PlasticityConfig:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise NPTError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
         self._refuse_impossible()
-        object.__setattr__(self, "layer_overrides", _overrides_as_text(self.layer_overrides))
+        object.__setattr__(self, "layer_overrides", overrides.as_texts(self.layer_overrides, PER_LAYER))
         for spec in self.layer_overrides:
             try:
-                self.at(_span(spec)[0])
+                self.at(overrides.layers_of(spec)[0])
             except NPTError as e:
                 raise NPTError(f"layer {spec!r}: {e}") from None
 
@@ -180,8 +203,8 @@ class PlasticityConfig:
     def _overrides(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
         for spec in self.layer_overrides:
-            for i in _span(spec):
-                found.setdefault(i, {}).update(_settings(spec))
+            for i in overrides.layers_of(spec):
+                found.setdefault(i, {}).update(overrides.settings_of(spec, PER_LAYER))
         return found
 
     @property
@@ -241,7 +264,8 @@ class PlasticityConfig:
         for name in (n for n, is_used in used.items() if is_used):
             if self.generator == "analytic":
                 raise NPTError(
-                    f"{name} with generator='analytic': the exact generator has nothing to learn; use generator='low_rank'"
+                    f"{name} with generator='analytic': the exact generator has nothing to learn; "
+                    "use generator='low_rank'"
                 )
             if name in weights_only and not self.axes.on_weights:
                 raise NPTError(
@@ -250,7 +274,12 @@ class PlasticityConfig:
                 )
         for field, given, without, least in (
             ("rank_weights='attention'", self.rank_weights != "fixed", "num_ranks=1", self.num_ranks > 1),
-            (f"top_ranks={self.top_ranks}", self.top_ranks is not None, "rank_weights='fixed'", self.rank_weights != "fixed"),
+            (
+                f"top_ranks={self.top_ranks}",
+                self.top_ranks is not None,
+                "rank_weights='fixed'",
+                self.rank_weights != "fixed",
+            ),
             (f"gate_threshold={self.gate_threshold}", self.gate_threshold > 0, "gate='none'", self.gate != "none"),
             (f"coarse_group={self.coarse_group}", self.coarse_group is not None, "coarse_rank=0", self.coarse_rank > 0),
         ):
@@ -279,6 +308,14 @@ class PlasticityConfig:
         return cls(**{**data, "layer_overrides": tuple(data.get("layer_overrides", ()))})
 
 
+PER_LAYER = tuple(
+    f.name
+    for f in dataclasses.fields(PlasticityConfig)
+    if f.name not in ("layers", "layer_overrides", "seed", "coarse_rank", "coarse_group")
+)
+"""Settings that one layer may have for itself; the others concern the model or a group of its layers."""
+
+
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise NPTError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
@@ -292,63 +329,6 @@ def _layers_as_text(layers: Any) -> str:
     if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
         raise NPTError(f"layers must be text such as 'all' or '8-15', or whole numbers, not {layers!r}")
     return ",".join(map(str, items))
-
-
-SHORT = {"rank": "np_rank", "k": "num_ranks"}
-"""Names of settings in an override, as they are short."""
-LEARNED_PARTS = ("num_ranks", "key", "rank_weights", "top_ranks", "gate", "gate_threshold", "heads")
-LEARNED_PARTS += ("coarse_rank", "coarse_group")
-"""What low-rank generators may have, and the analytic one cannot."""
-NOT_PER_LAYER = ("layers", "layer_overrides", "seed", "coarse_rank", "coarse_group")
-"""What concerns the model or a group of its layers, not one of them."""
-
-
-def _overrides_as_text(given: Any) -> tuple[str, ...]:
-    """Overrides as `layer_overrides` holds them. Raises NPTError where one is not understood."""
-    if isinstance(given, Mapping):
-        given = [
-            f"{layer}:" + ",".join(f"{name}={value}" for name, value in settings.items())
-            for layer, settings in given.items()
-        ]
-    if isinstance(given, str) or not all(isinstance(g, str) for g in given):
-        raise NPTError(f"layer_overrides must be a mapping of layers to settings, or a list of texts, not {given!r}")
-    return tuple(f"{spec.partition(':')[0].strip()}:" + _as_text(_settings(spec)) for spec in given if _span(spec))
-
-
-def _as_text(settings: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _span(spec: str) -> range:
-    """The layers of an override."""
-    m = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*:.+", spec)
-    if m is None or int(m[2] or m[1]) < int(m[1]):
-        raise NPTError(f"layer override {spec!r} not understood; use 14:rank=128,preset=single or 8-15:k=2")
-    return range(int(m[1]), int(m[2] or m[1]) + 1)
-
-
-def _settings(spec: str) -> dict[str, Any]:
-    """The settings of an override by their full names, with values of their types."""
-    fields = {f.name: f for f in dataclasses.fields(PlasticityConfig)}
-    found: dict[str, Any] = {}
-    for part in spec.partition(":")[2].split(","):
-        given, _, value = (t.strip() for t in part.partition("="))
-        name = SHORT.get(given, given)
-        if name not in fields or name in NOT_PER_LAYER or not value:
-            possible = ", ".join(n for n in fields if n not in NOT_PER_LAYER)
-            raise NPTError(f"layer override {spec!r}: {part.strip()!r} is not a setting of one layer; these are {possible}")
-        found[name] = _typed(spec, name, value)
-    return found
-
-
-def _typed(spec: str, name: str, value: str) -> Any:
-    read: Any = {"np_rank": int, "num_ranks": int, "top_ranks": int, "gate_threshold": float}.get(name, str)
-    if value == "None":
-        return None
-    try:
-        return read(value)
-    except ValueError:
-        raise NPTError(f"layer override {spec!r}: {name} must be a number, not {value!r}") from None
 
 
 def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def modulate_activation(y: Tensor, d_mult: Tensor | None, d_add: Tensor | None) 
 
 
 def effective_number(w: Tensor) -> Tensor:
-    """(sum_k w_k)^2 / sum_k w_k^2: how many of a token's k components share its weight, 1 to k. w >= 0 [..., k] -> [...]."""
+    """(sum_k w_k)^2 / sum_k w_k^2: how many of k components share the weight, 1 to k. w >= 0 [..., k] -> [...]."""
     return w.sum(-1).square() / w.square().sum(-1).clamp_min(torch.finfo(w.dtype).tiny)
 
 

@@ -110,8 +110,8 @@ class Plasticity(nn.Module):
         coarse = leader.coarse
         if coarse is None:
             raise NPTError(
-                f"layer {index} takes its coarse code from layer {self.group[0]}, which made none: the layers of a group "
-                f"({', '.join(map(str, self.group))}) must be in dynamic mode together"
+                f"layer {index} takes its coarse code from layer {self.group[0]}, which made none: the layers of a "
+                f"group ({', '.join(map(str, self.group))}) must be in dynamic mode together"
             )
         if index == self.group[-1]:
             leader.coarse = None
@@ -179,7 +179,9 @@ def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Modu
     indices = parse_layers(config.layers, len(decoder_layers(model)))
     parts = inspect_layers(model, indices)
     if stray := sorted(set(config.overridden) - set(indices)):
-        raise NPTError(f"layer {stray[0]} has settings of its own, but is not among the plastic layers ({config.layers})")
+        raise NPTError(
+            f"layer {stray[0]} has settings of its own, but is not among the plastic layers ({config.layers})"
+        )
     for p in parts:
         if config.at(p.index).axes.attention_residual == "drop" and p.norm_behind_mlp is not None:
             raise NPTError(

@@ -11,9 +11,9 @@ from ..errors import NPTError
 def spend(gains: Mapping[int, Sequence[float]], cost: Mapping[int, int], budget: int) -> dict[int, int]:
     """A rank of at least 1 for every layer, of which cost[layer] parameters each buy one.
 
-    gains[layer][i] is what rank i + 1 lowers the layer's error by, falling with i; so taking the one that lowers it most
-    per parameter each time is the best that the budget can buy, but for its last few parameters. Raises NPTError where
-    it does not pay for rank 1 everywhere.
+    gains[layer][i] is what rank i + 1 lowers the layer's error by, falling with i; so taking what lowers it most per
+    parameter each time is the best that the budget can buy, but for its last few parameters. Raises NPTError where it
+    does not pay for rank 1 everywhere.
     """
     least = sum(cost[layer] for layer in gains)
     if budget < least:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..config import PlasticityConfig
-from ..console import Progress, progress
-from ..evaluation.fidelity import perplexity
+from ..console import progress
 from ..errors import NPTError
+from ..evaluation.fidelity import perplexity
 from ..surgery import learnable_layers, mode, set_mode
 from ..text import calibration_text, context_length, read_texts, windows
 from .budget import as_overrides, spend
@@ -89,7 +89,9 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
         generator_parameters=workspace.info()["generator_parameters"],
         ranks={str(i): config.at(i).np_rank for i in learnable_layers(model)},
         explained={str(i): share for i, share in explained.items()},
-        out_of_reach=tuple(dict.fromkeys(r for p in learnable_layers(model).values() for r in p.config.axes.out_of_reach)),
+        out_of_reach=tuple(
+            dict.fromkeys(r for p in learnable_layers(model).values() for r in p.config.axes.out_of_reach)
+        ),
         perplexity_base=base_perplexity,
         perplexity=plastic,
     )
@@ -158,7 +160,7 @@ def _low_rank(config: PlasticityConfig, options: CalibrateOptions) -> Plasticity
 def _spent(workspace: Workspace, solutions: dict[int, Solution], budget: int) -> PlasticityConfig:
     """The configuration whose ranks `budget` buys. Errors count relative to the residual stream they fall into."""
     plastic, config = learnable_layers(workspace.model), workspace.config
-    cost = {i: p.generator.cost_of_rank for i, p in plastic.items()}
+    cost: dict[int, int] = {i: p.generator.cost_of_rank for i, p in plastic.items()}  # type: ignore[misc]
     fixed = sum(q.numel() for p in plastic.values() for q in p.generator.parameters()) - sum(cost.values())
     gains = {i: (s.space.gains / s.stream).tolist() for i, s in solutions.items()}
     ranks = as_overrides(spend(gains, cost, budget - fixed))

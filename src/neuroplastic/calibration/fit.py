@@ -58,11 +58,13 @@ def check_calibratable(config: PlasticityConfig) -> None:
     for own in (config, *map(config.at, config.overridden)):
         if own.key == "learned":
             raise NPTError(
-                "a learned key has no closed form (its effect is a product of two things to be learned): use key='self', "
-                "or train from init='random'"
+                "a learned key has no closed form (its effect is a product of two things to be learned): "
+                "use key='self', or train from init='random'"
             )
         if own.bottleneck == "relu" and min(own.np_rank, own.coarse_rank or 2) < 2:
-            raise NPTError("a ReLU bottleneck carries a linear code in pairs: np_rank and coarse_rank must be at least 2")
+            raise NPTError(
+                "a ReLU bottleneck carries a linear code in pairs: np_rank and coarse_rank must be at least 2"
+            )
 
 
 def coarse_rows(group: Sequence[tuple[Plasticity, Moments]], ridge: float = RIDGE) -> Tensor:
@@ -107,7 +109,9 @@ def solve(plasticity: Plasticity, moments: Moments, ridge: float = RIDGE, coarse
     return Solution(space, cross, _power(plasticity, moments), moments.stream, growth, share)
 
 
-def _heads(p: Plasticity, m: Moments, ts: Tensor, carried: Tensor) -> tuple[dict[str, Tensor], list[tuple[Tensor, float]]]:
+def _heads(
+    p: Plasticity, m: Moments, ts: Tensor, carried: Tensor
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, float]]]:
     """E[y .^T] of every head for some E[t .^T] and E[carried .^T] [d, n]; and those of the sites with their weights."""
     cross: dict[str, Tensor] = {"input": ts}
     weighed = []

@@ -10,8 +10,8 @@ Neither is formed in the forward pass. With c_k = g w_k v_a_k . z, and v_a_k . z
 is one product of the stacked Q [d_out, k r] with k r numbers per token; and where every c_k is 1, as with the self key,
 (sum_k Q_k) code, a product of r numbers per token whatever k is. The code is made once for all sites.
 
-`projected` heads are Q_k = W U_k with W the projection's own weights: W z + W U (c (x) code) = W (z + U (c (x) code)), so that
-the projection reads a moved input, and nothing as wide as its output is learned.
+`projected` heads are Q_k = W U_k with W the projection's own weights: W z + W U (c (x) code) = W (z + U (c (x) code)).
+So the projection reads a moved input, and nothing as wide as its output is learned.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class LowRankWeights(LowRank):
         self.payload = nn.ModuleDict(
             {head: linear(self._rng, k * r, width, 0.02 * (k * r) ** -0.5) for head, width in widths.items()}
         )
-        self.weights = RankAttention(self._rng, d_model, k, config.top_ranks) if config.rank_weights != "fixed" else None
+        self.weights = (
+            RankAttention(self._rng, d_model, k, config.top_ranks) if config.rank_weights != "fixed" else None
+        )
         self._add_parts(leads)
 
     def head_of(self, site: Site) -> str:
@@ -253,9 +255,7 @@ class LowRankActivations(LowRank):
         super().__init__(config, d_model, d_ffn, layer, leads)
         parts = {"additive": ["add"], "multiplicative": ["mult"], "both": ["mult", "add"]}[config.axes.modulation]
         self.code = nn.ModuleDict({p: linear(self._rng, d_model, self.rank, d_model**-0.5) for p in parts})
-        self.payload = nn.ModuleDict(
-            {p: linear(self._rng, self.width, d_ffn, 0.02 * self.width**-0.5) for p in parts}
-        )
+        self.payload = nn.ModuleDict({p: linear(self._rng, self.width, d_ffn, 0.02 * self.width**-0.5) for p in parts})
         self._add_parts(leads)
 
     def forward(self, site: Site, projection: Projection, z: Tensor, s: Signals) -> Tensor:
