@@ -7,12 +7,13 @@
 # make bench           what dynamic mode and edits cost, in ratios to the pretrained model
 # make bench-check     fails where dynamic mode is twice as slow as it may be
 # make study           the five presets at equal parameters; NPT_DATA=FOLDER
+# make extensions      what the four extensions of the generator gain
 PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH ?=
 
-.PHONY: setup demo test test-llamacpp test-studio bench bench-check bench-edits search-edits study quick lint format clean
+.PHONY: setup demo test test-llamacpp test-studio bench bench-check bench-edits search-edits study extensions quick lint format clean
 
 setup: .venv/.installed
 

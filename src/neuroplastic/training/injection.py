@@ -106,7 +106,7 @@ class Injection:
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
             near = rng.sample(near, min(len(near), s.near_rows))
-            behind = rng.sample(range(len(lessons)), min(len(lessons), s.near_rows))
+            behind = rng.sample(range(len(lessons)), min(len(lessons), s.behind_rows))
             near += [self._behind(lessons[i].asked[-1], lessons[i].answer, i) for i in behind]
             texts = [self._text(rng, i % len(lessons)) for i in range(s.text_rows)]
             size = len(lessons) + (0 if others is None else len(others[0]))

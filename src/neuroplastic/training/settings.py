@@ -107,6 +107,9 @@ class InjectionSettings:
     near_rows: int = 8
     """Neighbours read per step, of different facts; and answers behind which the model should go on as before."""
 
+    behind_rows: int = 8
+    """Rows of a step, at most, that ask what follows behind an answer: it should not be said again and again."""
+
     text_rows: int = 4
     """Ordinary texts read per step."""
 
@@ -123,7 +126,7 @@ class InjectionSettings:
         for field in ("batch_size", "crowd_every", "crowd_after", "near_rows", "text_rows"):
             if getattr(self, field) < 1:
                 raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("beta_near", "beta_text", "beta_key", "prefixes", "keys_first", "alone_first"):
+        for field in ("beta_near", "beta_text", "beta_key", "behind_rows", "prefixes", "keys_first", "alone_first"):
             if not getattr(self, field) >= 0:
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
         if not 0 < self.enough <= 1:
