@@ -40,6 +40,10 @@ def one_axis_at_a_time() -> Iterator[Case]:
         yield f"preset {preset}", low_rank(preset=preset), {}
     for rank in (16, 128, 256):
         yield f"rank {rank}", low_rank(np_rank=rank), {}
+    for rank in (64, 256):
+        yield f"projected heads, rank {rank}", low_rank(np_rank=rank, heads="projected"), {}
+    yield "k 8, attention", low_rank(num_ranks=8, rank_weights="attention"), {}
+    yield "k 8, the top 2", low_rank(num_ranks=8, rank_weights="attention", top_ranks=2), {}
     for k in (2, 8):
         yield f"k {k}", low_rank(num_ranks=k), {}
         yield f"k {k}, learned key", low_rank(num_ranks=k, key="learned"), {}

@@ -100,11 +100,12 @@ def arithmetic(model: nn.Module, config: npt.PlasticityConfig) -> float:
     if config.generator == "analytic":
         return 1.0
     with plastic(model, config):
-        own = 0
+        own = 0.0
         for p in plastic_layers(model).values():
             numbers = {name: t.numel() for name, t in p.generator.named_parameters()}
-            folded = config.num_ranks if config.key == "self" else 1
-            own += sum(n // (folded if name.startswith("payload") else 1) for name, n in numbers.items())
+            alike = config.key == "self" and config.rank_weights == "fixed"  # their payloads are added up first
+            used = (1 if alike else config.top_ranks or config.num_ranks) / config.num_ranks
+            own += sum(n * (used if name.startswith("payload") else 1) for name, n in numbers.items())
     return 1 + own / base
 
 
