@@ -166,6 +166,25 @@ def test_closed_tokens_cost_no_generator(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_grad")
+def test_fidelity_says_what_tokens_use() -> None:
+    model = converted(layers="0,1", **SPARSE, **GATED, layer_overrides=("1:generator=analytic",))
+    usage = npt.measure_fidelity(model, TEXT).usage
+    assert list(usage) == ["0"]
+    seen: list[Signals] = []
+    p = npt.plastic_layers(model)[0]
+    p.probe = lambda site, linear, z, s, y: seen.append(s)
+    for rows in TEXT.split(4):
+        model(rows)
+    generator = p.generator
+    assert isinstance(generator, LowRankWeights)
+    g = torch.cat([generator.openness(s).flatten() for s in seen[::2]])  # type: ignore[union-attr]
+    w = torch.cat([generator.weights(s.a.flatten(0, 1)) for s in seen[::2]])  # type: ignore[misc]
+    assert usage["0"].gate[1] == pytest.approx(float(g.quantile(0.5)), rel=1e-5)
+    assert usage["0"].modulated == pytest.approx(float((g >= 0.5).double().mean()))
+    assert usage["0"].components[1] == pytest.approx(float(effective_number(w[g >= 0.5]).quantile(0.5)), rel=1e-5)
+
+
+@pytest.mark.usefixtures("no_grad")
 def test_a_gate_scales_activations_too() -> None:
     config = npt.PlasticityConfig(preset="v2", generator="low_rank", np_rank=6, **GATED)
     made = make_generator(config, D, F, layer=0).double()

@@ -57,6 +57,12 @@ def fidelity(console: Console, r: dict[str, Any]) -> None:
     _agreements(console, "tokens in front", r["by_position"])
     if r["by_layer"]:
         _agreements(console, "layer alone", r["by_layer"])
+    if r["usage"]:
+        table = Table("layer", "components of a token, quartiles", "gate, quartiles", "tokens modulated")
+        for layer, u in r["usage"].items():
+            quartiles = (" ".join(f"{x:.2f}" for x in u[name]) for name in ("components", "gate"))
+            table.add_row(layer, *quartiles, f"{u['modulated']:.1%}")
+        console.print(table)
 
 
 def _agreements(console: Console, what: str, found: dict[str, Any]) -> None:

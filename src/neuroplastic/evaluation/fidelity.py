@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from ..console import Progress
 from ..structure import decoder_layers
 from ..surgery import mode, plastic_layers
+from .usage import Usage, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +54,8 @@ class Fidelity(Agreement):
     """over tokens with so many in front of them, the start token included: 1, 2-3, 4-7, ..."""
     by_layer: dict[str, Agreement]
     """with this layer alone dynamic, the others standard; empty where it was not asked for"""
+    usage: dict[str, Usage]
+    """what tokens use of the layers whose generators choose components, or tokens"""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -90,7 +93,7 @@ def measure_fidelity(
     plastic = plastic_layers(model)
     indices = tuple(plastic)
     largest, alone = 0.0, {i: _nothing(text) for i in indices if each_layer}
-    together = _nothing(text)
+    together, watch = _nothing(text), Watch(plastic)
     differing, power = dict.fromkeys(indices, 0.0), dict.fromkeys(indices, 0.0)
     total = len(text) * (1 + len(alone))
     for done in range(0, len(text), batch_size):
@@ -103,7 +106,7 @@ def measure_fidelity(
                 plastic[i].state.dynamic = False
                 if step is not None:
                     step(done * (1 + len(alone)) + n * len(ids), total)
-        with mode(model, "dynamic"):
+        with mode(model, "dynamic"), watch.on():
             logits, states = _forward(model, ids, indices)
         for i in indices:
             differing[i] += (states[i] - base_states[i])[:, 1:].double().square().sum().item()
@@ -121,6 +124,7 @@ def measure_fidelity(
         per_layer_error={str(i): (differing[i] / power[i]) ** 0.5 if power[i] else 0.0 for i in indices},
         by_position={name: together.agreement(at) for name, at in buckets(text.shape[1] - 1).items()},
         by_layer={str(i): found.agreement() for i, found in alone.items()},
+        usage=watch.found(),
     )
 
 

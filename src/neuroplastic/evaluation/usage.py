@@ -1,0 +1,77 @@
+"""What tokens use of generators that choose: how many components, and which tokens are modulated at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..generators import LowRank
+from ..generators.low_rank import LowRankWeights
+from ..modulation import effective_number
+from ..surgery import Plasticity
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one layer, over the tokens that it read."""
+
+    components: tuple[float, ...]
+    """effective number of components per modulated token, (sum w)^2 / sum w^2: quartiles; empty without weights"""
+    gate: tuple[float, ...]
+    """of each token: quartiles; empty without a gate"""
+    modulated: float
+    """share of tokens whose gate is not below the threshold"""
+
+
+class Watch:
+    """Collects what the layers' tokens use in the forward passes made inside `on()`."""
+
+    def __init__(self, plastic: Mapping[int, Plasticity]):
+        self.plastic = plastic
+        self._parts: dict[int, tuple[nn.Module | None, nn.Module | None]] = {}
+        """weights and gate of the layers whose generators have one of them"""
+        for i, p in plastic.items():
+            weights = p.generator.weights if isinstance(p.generator, LowRankWeights) else None
+            gate = p.generator.gate if isinstance(p.generator, LowRank) else None
+            if weights is not None or gate is not None:
+                self._parts[i] = weights, gate
+        self._seen: dict[int, tuple[list[Tensor], list[Tensor]]] = {i: ([], []) for i in self._parts}
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        handles = []
+        for i, parts in self._parts.items():
+            for module, into in zip(parts, self._seen[i], strict=True):
+                if module is not None:
+                    handles.append(module.register_forward_hook(partial(_keep, into)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def found(self) -> dict[str, Usage]:
+        """By layer; only of layers whose generators choose."""
+        usage = {}
+        for i, (w, g) in self._seen.items():
+            components = _quartiles([effective_number(t) for t in w])
+            modulated = torch.cat([(t >= self.plastic[i].config.gate_threshold).flatten() for t in g]) if g else None
+            share = 1.0 if modulated is None else float(modulated.float().mean())
+            usage[str(i)] = Usage(components, _quartiles(g), share)
+        return usage
+
+
+def _keep(into: list[Tensor], module: nn.Module, args: object, out: Tensor) -> None:
+    into.append(out.detach())
+
+
+def _quartiles(tensors: list[Tensor]) -> tuple[float, ...]:
+    if not tensors:
+        return ()
+    every = torch.cat([t.flatten().float() for t in tensors])
+    return tuple(torch.quantile(every, torch.tensor([0.25, 0.5, 0.75], device=every.device)).tolist())
