@@ -187,7 +187,7 @@ class PlasticityConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise NPTError(f"{field} must be a whole number of at least {least}, not {value!r}")
-        if isinstance(self.gate_threshold, bool) or not 0 <= self.gate_threshold <= 1:
+        if not isinstance(self.gate_threshold, int | float) or not 0 <= self.gate_threshold <= 1:
             raise NPTError(f"gate_threshold must be from 0 to 1, not {self.gate_threshold!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise NPTError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
@@ -254,37 +254,29 @@ class PlasticityConfig:
                 )
 
     def _refuse_extensions(self) -> None:
-        used = {
-            "rank_weights='attention'": self.rank_weights != "fixed",
-            "heads='projected'": self.heads != "own",
-            "gate='learned'": self.gate != "none",
-            f"coarse_rank={self.coarse_rank}": self.coarse_rank > 0,
-        }
-        weights_only = list(used)[:2]
-        for name in (n for n, is_used in used.items() if is_used):
-            if self.generator == "analytic":
+        weighted, gated, coarse = self.rank_weights != "fixed", self.gate != "none", self.coarse_rank > 0
+        at_sites = {"rank_weights='attention'": weighted, "heads='projected'": self.heads != "own"}
+        anywhere = {"gate='learned'": gated, f"coarse_rank={self.coarse_rank}": coarse}
+        for name, used in {**at_sites, **anywhere}.items():
+            if used and self.generator == "analytic":
                 raise NPTError(
                     f"{name} with generator='analytic': the exact generator has nothing to learn; "
                     "use generator='low_rank'"
                 )
-            if name in weights_only and not self.axes.on_weights:
+            if used and name in at_sites and not self.axes.on_weights:
                 raise NPTError(
                     f"{name} with modulation={self.axes.modulation!r}: only weight updates have components and heads "
                     "at each site; modulate weights"
                 )
-        for field, given, without, least in (
-            ("rank_weights='attention'", self.rank_weights != "fixed", "num_ranks=1", self.num_ranks > 1),
-            (
-                f"top_ranks={self.top_ranks}",
-                self.top_ranks is not None,
-                "rank_weights='fixed'",
-                self.rank_weights != "fixed",
-            ),
-            (f"gate_threshold={self.gate_threshold}", self.gate_threshold > 0, "gate='none'", self.gate != "none"),
-            (f"coarse_group={self.coarse_group}", self.coarse_group is not None, "coarse_rank=0", self.coarse_rank > 0),
-        ):
-            if given and not least:
-                raise NPTError(f"{field} has no meaning with {without}")
+        meaningless = {
+            "rank_weights='attention'": weighted and self.num_ranks == 1 and "num_ranks=1",
+            f"top_ranks={self.top_ranks}": self.top_ranks is not None and not weighted and "rank_weights='fixed'",
+            f"gate_threshold={self.gate_threshold}": self.gate_threshold > 0 and not gated and "gate='none'",
+            f"coarse_group={self.coarse_group}": self.coarse_group is not None and not coarse and "coarse_rank=0",
+        }
+        for name, without in meaningless.items():
+            if without:
+                raise NPTError(f"{name} has no meaning with {without}")
         if self.top_ranks is not None and self.top_ranks > self.num_ranks:
             raise NPTError(f"top_ranks={self.top_ranks} is more than there are: num_ranks={self.num_ranks}")
         if self.heads == "projected" and self.axes.sites == ("down",):
