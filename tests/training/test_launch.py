@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -139,42 +138,4 @@ def test_fsdp_is_refused_as_accelerate_launches_it(fresh: Fresh, script: str) ->
     done = ended([*launch, script, "train", str(ws.path), *SIX])
     assert done.returncode != 0
     assert done.stderr.count("npt: FSDP is not supported") == 2
-    assert not (ws.path / "training").exists()
-
-
-def assert_logged(found: dict[str, list[tuple[int, Any]]], ws: npt.Workspace) -> None:
-    """A tracker's (step, value) by name are those of the log."""
-    log = read_log(ws.path / training.FOLDER)
-    for name in ("loss", "direct.1", "norm.1.gate", "stage", "lr", "gradient"):
-        assert [step for step, _ in found[name]] == [0, 1, 2, 3]
-        assert [value for _, value in found[name]] == pytest.approx([e[name] for e in log])
-    measured = {e["step"]: e["measured"]["kl"] for e in log if "measured" in e}
-    assert dict(found["measured.kl"]) == pytest.approx(measured)
-    assert list(measured) == [1, 3]
-
-
-FOUR = {**SHORT, "steps": 4, "eval_every": 2, "curriculum": "0.5,0.25,0.25"}
-
-
-def test_tensorboard_gets_the_log(fresh: Fresh) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    ws = fresh()
-    npt.train(ws, npt.TrainSettings(**FOUR, track="tensorboard"))
-    folder = ws.path / training.FOLDER / "tensorboard" / "npt-generators"
-    events = EventAccumulator(str(folder)).Reload()
-    found = {n: [(e.step, e.value) for e in events.Scalars(n)] for n in events.Tags()["scalars"]}
-    assert_logged(found, ws)
-    (settings,) = folder.glob("*/hparams.yml")
-    assert "np_rank: 4" in settings.read_text()
-
-
-def test_a_tracker_that_is_not_installed_is_refused(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    ws = fresh()
-    monkeypatch.setattr("neuroplastic.training.launch.get_available_trackers", lambda: [])
-    monkeypatch.setattr(training, "read_data", None)
-    for name in ("tensorboard", "wandb", "trackio"):
-        with pytest.raises(npt.NPTError, match=f"the tracker {name} is not installed: pip install {name}"):
-            npt.train(ws, npt.TrainSettings(**{**SHORT, "track": name}))
     assert not (ws.path / "training").exists()

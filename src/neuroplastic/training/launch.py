@@ -33,7 +33,7 @@ def launched(settings: Settings) -> Settings:
                 f"{name} is not supported: it splits what is trained over devices, but that is a few small parts of a "
                 "frozen model, which read them whole; launch without it, and each device gets a copy (DDP)"
             )
-    if settings.track != "none" and settings.track not in get_available_trackers():
+    if settings.track != "none" and settings.track not in map(str, get_available_trackers()):
         raise NPTError(f"the tracker {settings.track} is not installed: pip install {settings.track}")
     precision = settings.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in get_args(Precision):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ..errors import NPTError
@@ -11,16 +12,30 @@ from ..errors import NPTError
 
 @contextmanager
 def tracking(accelerator: Any, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """A run of the trackers that `accelerator` was made with, if any; it ends even where training breaks down."""
+    """A run of the trackers that `accelerator` was made with, if any; it ends even where training breaks down.
+
+    What they have to say goes to standard error. Raises NPTError where one cannot begin.
+    """
     try:
-        accelerator.init_trackers(name, config=as_text(settings))
+        with redirect_stdout(sys.stderr):
+            accelerator.init_trackers(name, config=as_text(settings))
     except Exception as e:  # each tracker has errors of its own
         raise NPTError(f"the tracker cannot begin: {' '.join(str(e).split())}") from None
     try:
         yield
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        with redirect_stdout(sys.stderr):
+            for tracker in accelerator.trackers:
+                _finish(tracker)
+
+
+def _finish(tracker: Any) -> None:
+    if tracker.name == "trackio":  # the run's own finish(), which is Accelerate's way, is followed by another at exit
+        import trackio
+
+        trackio.finish()
+    else:
+        tracker.finish()
 
 
 def as_text(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
