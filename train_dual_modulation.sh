@@ -10,7 +10,7 @@ if [[ $# -gt 0 && $1 != --* ]]; then model=$1; shift; fi
 python=$here/.venv/bin/python
 [[ -x $python ]] || python=python3
 if [[ ! -e $workspace ]]; then
-    "$python" -m neuroplastic.cli convert "$model" "$workspace" --preset dual --layers top2 --generator low_rank --input effect
+    "$python" -m neuroplastic.cli convert "$model" "$workspace" --preset dual --layers top2
 fi
 # shellcheck disable=SC2206
 launch=(${LAUNCH:-"$python" -m})

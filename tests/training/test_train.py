@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import neuroplastic as npt
-from distilling import SHORT, SMALL_TEXT, cut_off, parameters, words
+from distilling import SHORT, SMALL_TEXT, Stop, cut_off, parameters, words
 from neuroplastic.cli import main
 from neuroplastic.errors import CheckFailed
 from neuroplastic.files import read_tensors
@@ -50,6 +51,26 @@ def test_a_training_that_was_cut_off_twice_ends_in_the_same_bits(
     curves = [[e["loss"] for e in read_log(ws.path / training.FOLDER)] for ws in (whole, pieces)]
     assert curves[0] == curves[1]
     assert len(curves[0]) == 10
+
+
+def test_a_training_that_was_cut_off_behind_its_last_step_is_ended(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, dying = fresh("whole"), fresh("dying")
+    expected = npt.train(whole, npt.TrainSettings(**SHORT))
+
+    def die(self: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as m:
+        m.setattr(npt.Workspace, "save_generators", die)
+        with pytest.raises(Stop):
+            npt.train(dying, npt.TrainSettings(**SHORT))
+    capsys.readouterr()
+    assert main(["train", str(dying.path), *words(**SHORT), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"] == expected["after"]
+    found = parameters(dying)
+    assert all(torch.equal(t, found[n]) for n, t in parameters(whole).items())
 
 
 @pytest.mark.slow
@@ -312,7 +333,7 @@ def test_bad_input_is_refused_before_any_work(
     for name, content in BAD_FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    ws = fresh()
+    ws = fresh(np_rank=4)
     monkeypatch.setattr(training, "fit_generators", None)
     capsys.readouterr()
     assert main(["train", str(ws.path), "--max-length", "16", *given.split()]) == 2
@@ -375,3 +396,25 @@ def test_the_command_and_its_recipe(fresh: Any, tmp_path: Path, capsys: pytest.C
     recipe_file.write_text("stepz: 3")
     assert main(["train", str(ws.path), "--recipe", str(recipe_file), "--json"]) == 2
     assert "there is no setting 'stepz'" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_script_of_the_dual_recipe(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
+    """From another folder: it converts a model, hands flags on, and goes on with a training."""
+    script = Path(__file__).parents[2] / "train_dual_modulation.sh"
+    flags = words(steps=3, np_rank=4, batch_size=2, max_length=16, eval_tokens=24, save_every=2)
+    environment = {
+        **os.environ,
+        "LAUNCH": f"{sys.executable} -m",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for more, status in (([], 0), ([], 2), (["--resume"], 0)):
+        command = ["bash", str(script), "W", str(tiny_base), *flags, *more]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+    ws = npt.Workspace.open(tmp_path / "W")
+    assert (ws.config.preset, ws.config.layers, ws.config.input, ws.config.num_ranks) == ("dual", "top2", "effect", 2)
+    log = (ws.path / training.FOLDER / "log.jsonl").read_text().splitlines()
+    settings = json.loads(log[0])["settings"]
+    assert (settings["steps"], settings["np_rank"], settings["lr"], settings["warmup"]) == (3, 4, 2e-4, 200)
+    assert len(log) == 4
