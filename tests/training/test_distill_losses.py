@@ -102,6 +102,8 @@ def test_the_curriculum() -> None:
         ({"direct_weight": -1.0}, "direct_weight must not be negative"),
         ({"fidelity_weight": float("nan")}, "fidelity_weight must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"precision": "fp16"}, "precision must be one of no, bf16, not 'fp16'"),
+        ({"track": None}, "track must be one of none, trackio"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], cause: str) -> None:

@@ -115,7 +115,7 @@ def test_settings_go_before_what_accelerate_launch_was_told(monkeypatch: pytest.
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported.*launch without it"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed precision fp16 is not supported; choose one of no, bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision must be one of no, bf16, not 'fp16'"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but this process .* would train alone"),
     ],
 )

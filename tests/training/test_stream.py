@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,12 @@ def test_a_streamed_training_that_was_cut_off_ends_in_the_same_bits(
 
     def counting(name: str) -> Any:
         behind = from_dataset(name)
-        return lambda count: opened.append(count) or behind(count)
+
+        def from_there(count: int) -> Iterator[str]:
+            opened.append(count)
+            return behind(count)
+
+        return from_there
 
     with monkeypatch.context() as m:
         m.setattr(training, "from_dataset", counting)

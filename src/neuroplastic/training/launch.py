@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TypeVar, get_args
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
 from ..errors import NPTError
-from .settings import LoopSettings, Precision
+from .settings import LoopSettings
 
 Settings = TypeVar("Settings", bound=LoopSettings)
 SHARDING = {
@@ -35,16 +35,14 @@ def launched(settings: Settings) -> Settings:
             )
     if settings.track != "none" and settings.track not in map(str, get_available_trackers()):
         raise NPTError(f"the tracker {settings.track} is not installed: pip install {settings.track}")
-    precision = settings.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in get_args(Precision):
-        raise NPTError(f"mixed precision {precision} is not supported; choose one of {', '.join(get_args(Precision))}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != process().num_processes:
+    if world > process().num_processes:
         raise NPTError(
             f"WORLD_SIZE is {world}, but this process finds no accelerator of its own and would train alone; on CPUs "
             "launch with accelerate launch --cpu, or with ACCELERATE_USE_CPU=1"
         )
-    return replace(settings, precision=precision)
+    told: Any = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return replace(settings, precision=settings.precision or told)
 
 
 def process() -> PartialState:

@@ -64,9 +64,9 @@ class LoopSettings:
         for field in ("lr", "clip"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) > 0):
                 raise NPTError(f"{field} must be a number above 0, not {getattr(self, field)}")
-        for field, choices in (("precision", (None, *get_args(Precision))), ("track", get_args(Track))):
-            if getattr(self, field) not in choices:
-                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
+        for field, choices in (("precision", get_args(Precision)), ("track", get_args(Track))):
+            if (given := getattr(self, field)) not in choices and not (field == "precision" and given is None):
+                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {given!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then a linear fall to a twentieth."""
