@@ -73,7 +73,7 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Fresh, script: str) -
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [*launch, script, "train", str(two.path), *SIX, "--batch-size", "2"],
+            [*launch, script, "train", str(two.path), *SIX, "--batch-size", "2", "--json"],
             env={**os.environ, "OMP_NUM_THREADS": "1", **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,6 +83,7 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Fresh, script: str) -
     ]
     said = [p.communicate()[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
+    assert ['"before"' in s for s in said] == [True, False]
     assert_same_training(one, two)
 
 

@@ -155,15 +155,14 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
     if path.is_file():
         texts = (encode(tokenizer, text) for text in read_texts(path))
         return from_texts(texts, start, length, settings.seed), file_hash(path)
-    digest = settings.data
-    if path.is_dir():
-        with progress(f"hashing the files in {path}") as step:
-            digest = folder_hash(path, step)
-    elif path.suffix in (".txt", ".jsonl", ".json") or path.is_absolute():
+    if not path.is_dir() and (path.suffix in (".txt", ".jsonl", ".json") or path.is_absolute()):
         raise NPTError(f"there is no file {settings.data!r}")
     source = Streamed(from_dataset(settings.data), lambda t: encode(tokenizer, t), start, length)
     source.rows(0, 1)  # what cannot be read is refused now
-    return source, digest
+    if not path.is_dir():
+        return source, settings.data
+    with progress(f"hashing the files in {path}") as step:
+        return source, folder_hash(path, step)
 
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
