@@ -3,14 +3,15 @@
 #   ./train_dual_modulation.sh [WORKSPACE [MODEL]] [flags of `npt train`, such as --steps 400]
 # On several devices: LAUNCH="accelerate launch -m" ./train_dual_modulation.sh ... ; cut off, it goes on with --resume.
 set -euo pipefail
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
 workspace=dual-workspace model=smollm2-135m
 if [[ $# -gt 0 && $1 != --* ]]; then workspace=$1; shift; fi
 if [[ $# -gt 0 && $1 != --* ]]; then model=$1; shift; fi
-python=.venv/bin/python
+python=$here/.venv/bin/python
 [[ -x $python ]] || python=python3
 if [[ ! -e $workspace ]]; then
-    "$python" -m neuroplastic.cli convert "$model" "$workspace" --preset dual --layers top2 --generator low_rank --input effect
+    "$python" -m neuroplastic.cli convert "$model" "$workspace" --preset dual --layers top2
 fi
-# shellcheck disable=SC2086
-${LAUNCH:-$python -m} neuroplastic.cli train "$workspace" --recipe recipes/dual.yaml "$@"
+# shellcheck disable=SC2206
+launch=(${LAUNCH:-"$python" -m})
+exec "${launch[@]}" neuroplastic.cli train "$workspace" --recipe "$here/recipes/dual.yaml" "$@"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -73,6 +74,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, cache: Path, tiny_base: Path) -> npt.Workspace:
     """A fresh workspace of the tiny model: `dual`, all layers, analytic."""
     return npt.Workspace.create(tmp_path / "w", tiny_base)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, cache: Path, tiny_base: Path) -> Callable[..., npt.Workspace]:
+    """Makes workspaces of the tiny model, all of one cache."""
+
+    def make(name: str = "w", **settings: Any) -> npt.Workspace:
+        return npt.Workspace.create(tmp_path / name, tiny_base, npt.PlasticityConfig(**settings))
+
+    return make
 
 
 @pytest.fixture

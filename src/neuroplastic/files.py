@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,3 +156,13 @@ def file_hash(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path, progress: Callable[[int, int], None]) -> str:
+    """sha256 over names and bytes of a folder's files, without hidden ones; `progress` is called with (done, total)."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith("."))
+    found = hashlib.sha256()
+    for done, path in enumerate(files, 1):
+        found.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())
+        progress(done, len(files))
+    return found.hexdigest()

@@ -114,6 +114,8 @@ def test_the_curriculum() -> None:
         ({"direct_weight": -1.0}, "direct_weight must not be negative"),
         ({"fidelity_weight": float("nan")}, "fidelity_weight must not be negative"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"precision": "fp16"}, "precision must be one of no, bf16, not 'fp16'"),
+        ({"track": None}, "track must be one of none, trackio"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], cause: str) -> None:
@@ -129,8 +131,26 @@ def test_a_recipe_is_read(tmp_path: Any) -> None:
     file.write_text("np_rnk: 32")
     with pytest.raises(NPTError, match="there is no setting 'np_rnk'; did you mean np_rank"):
         from_yaml(TrainSettings, file)
-    with pytest.raises(NPTError, match="lr must be a number, not 'fast'"):
-        from_mapping(TrainSettings, {"lr": "fast"}, "here")
+    file.write_text("layers: [14, 15]\nprecision: no\nsteps: 7\nlr: 1\ndata: null")
+    found = from_yaml(TrainSettings, file)
+    assert (found.layers, found.precision, found.steps, found.lr, found.data) == ("14,15", "no", 7, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"lr": "fast"}, "here: lr must be a number, not 'fast'"),
+        ({"lr": True}, "here: lr must be a number, not True"),
+        ({"np-rank": "64"}, "here: np-rank must be a whole number, not '64'"),
+        ({"steps": 1.5}, "here: steps must be a whole number, not 1.5"),
+        ({"steps": None}, "here: steps must be a whole number, not None"),
+        ({"curriculum": None}, "curriculum must be three numbers"),
+        ({"track": ["wandb"]}, "track must be one of"),
+    ],
+)
+def test_values_of_a_recipe_are_of_their_kind(given: dict[str, Any], cause: str) -> None:
+    with pytest.raises(NPTError, match=cause):
+        from_mapping(TrainSettings, given, "here")
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import neuroplastic as npt
+from distilling import SHORT, SMALL_TEXT, Stop, cut_off, parameters, words
 from neuroplastic.cli import main
 from neuroplastic.errors import CheckFailed
 from neuroplastic.files import read_tensors
@@ -28,47 +31,6 @@ from neuroplastic.training.checkpoint import checkpoints
 from neuroplastic.training.distill import Distillation, every_nth, target_of
 from neuroplastic.training.loop import read_log
 from neuroplastic.training.packing import pack, stack
-
-SHORT: dict[str, Any] = {
-    "steps": 10,
-    "batch_size": 2,
-    "max_length": 16,
-    "np_rank": 4,
-    "warmup": 2,
-    "eval_every": 0,
-    "save_every": 3,
-    "eval_tokens": 24,
-    "curriculum": "0.4,0.3,0.3",
-}
-
-
-class Stop(Exception):
-    pass
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, cache: Path, tiny_base: Path) -> Any:
-    def make(name: str = "w", **settings: Any) -> npt.Workspace:
-        return npt.Workspace.create(tmp_path / name, tiny_base, npt.PlasticityConfig(**settings))
-
-    return make
-
-
-def parameters(ws: npt.Workspace) -> dict[str, Tensor]:
-    return read_tensors(ws.path / "npt.safetensors")[0]
-
-
-def cut_off(ws: npt.Workspace, settings: npt.TrainSettings, step: int, monkeypatch: Any, resume: bool = False) -> None:
-    """Training that dies behind `step`."""
-
-    def die(self: Any, done: int) -> None:
-        if done == step:
-            raise Stop
-
-    with monkeypatch.context() as m:
-        m.setattr(training.Distilling, "after", die)
-        with pytest.raises(Stop):
-            npt.train(ws, settings, resume)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -91,17 +53,36 @@ def test_a_training_that_was_cut_off_twice_ends_in_the_same_bits(
     assert len(curves[0]) == 10
 
 
+def test_a_training_that_was_cut_off_behind_its_last_step_is_ended(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, dying = fresh("whole"), fresh("dying")
+    expected = npt.train(whole, npt.TrainSettings(**SHORT))
+
+    def die(self: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as m:
+        m.setattr(npt.Workspace, "save_generators", die)
+        with pytest.raises(Stop):
+            npt.train(dying, npt.TrainSettings(**SHORT))
+    capsys.readouterr()
+    assert main(["train", str(dying.path), *words(**SHORT), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"] == expected["after"]
+    found = parameters(dying)
+    assert all(torch.equal(t, found[n]) for n, t in parameters(whole).items())
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(fresh: Any, tmp_path: Path) -> None:
-    flags = {"steps": 60, "batch-size": 2, "max-length": 16, "np-rank": 4, "eval-every": 0, "save-every": 1}
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    flags = words(steps=60, batch_size=2, max_length=16, np_rank=4, eval_every=0, save_every=1)
     whole, killed = fresh("whole"), fresh("killed")
     command = [sys.executable, "-c", SMALL_TEXT + "sys.exit(main(sys.argv[1:]))"]
-    subprocess.run([*command, "train", str(whole.path), *words], check=True, capture_output=True)
+    subprocess.run([*command, "train", str(whole.path), *flags], check=True, capture_output=True)
     for resume in ([], ["--resume"]):
         before = len(checkpoints(killed.path / training.FOLDER)) and checkpoints(killed.path / training.FOLDER)[-1]
         process = subprocess.Popen(
-            [*command, "train", str(killed.path), *words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "train", str(killed.path), *flags, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None:
             now = checkpoints(killed.path / training.FOLDER)
@@ -110,18 +91,9 @@ def test_a_killed_training_goes_on_to_the_same_bits(fresh: Any, tmp_path: Path) 
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "train", str(killed.path), *words, "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, "train", str(killed.path), *flags, "--resume"], check=True, capture_output=True)
     found = parameters(killed)
     assert all(torch.equal(t, found[n]) for n, t in parameters(whole).items())
-
-
-SMALL_TEXT = """
-import sys
-import neuroplastic.text as text
-text.SELF_TEXTS, text.SELF_LENGTH, text.HELD_OUT = 12, 24, 4
-text.CALIBRATION_TEXTS, text.CALIBRATION_HELD_OUT = 20, 4
-from neuroplastic.cli import main
-"""
 
 
 def test_training_lowers_the_loss_and_is_kept(fresh: Any) -> None:
@@ -320,28 +292,74 @@ def test_non_finite_steps_are_skipped_and_too_many_stop(fresh: Any, monkeypatch:
     assert kept["step"] == 3
 
 
+BAD_FILES = {
+    "empty.txt": "\n\n",
+    "empty.jsonl": "",
+    "unknown.yaml": "stepz: 3",
+    "sum.yaml": "curriculum: [0.8, 0.1, 0.2]",
+    "word.yaml": "np_rank: many",
+    "list.yaml": "- steps: 3",
+    "not.yaml": "steps: [3",
+}
+
+
 @pytest.mark.parametrize(
-    ("settings", "cause"),
+    ("given", "cause"),
     [
-        ({"np_rank": 33}, "np_rank 33 is above the model's width 32"),
-        ({"layers": "7"}, "layer 7 is out of range"),
-        ({"data": "empty.txt"}, "holds no text"),
-        ({"data": "missing.txt"}, "there is no file 'missing.txt'"),
-        ({"max_length": 4096}, "above the model's context of 128"),
-        ({"init": "workspace"}, "goes on from the generators that the workspace holds"),
+        ("--np-rank 33", "np_rank 33 is above the model's width 32"),
+        ("--layers 7", "layer 7 is out of range"),
+        ("--data empty.txt", "empty.txt holds no text"),
+        ("--data empty.jsonl", "empty.jsonl holds no text"),
+        ("--data missing.txt", "there is no file 'missing.txt'"),
+        ("--max-length 4096", "above the model's context of 128"),
+        ("--init workspace", "goes on from the generators that the workspace holds"),
+        ("--curriculum 0.8,0.1,0.2", r"three shares that sum to 1, .* \(sum 1\.1\)"),
+        ("--recipe unknown.yaml", "unknown.yaml: there is no setting 'stepz'; did you mean steps"),
+        ("--recipe sum.yaml", "three shares that sum to 1"),
+        ("--recipe word.yaml", "word.yaml: np_rank must be a whole number, not 'many'"),
+        ("--recipe list.yaml", "list.yaml is not a mapping of settings"),
+        ("--recipe not.yaml", "not.yaml is not YAML"),
+        ("--recipe missing.yaml", "there is no file 'missing.yaml'"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
-    fresh: Any, tmp_path: Path, settings: dict[str, Any], cause: str, monkeypatch: pytest.MonkeyPatch
+    fresh: Any,
+    tmp_path: Path,
+    given: str,
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "empty.txt").write_text("\n\n")
+    for name, content in BAD_FILES.items():
+        (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    ws = fresh()
+    ws = fresh(np_rank=4)
     monkeypatch.setattr(training, "fit_generators", None)
-    with pytest.raises(npt.NPTError, match=cause):
-        npt.train(ws, npt.TrainSettings(**{**SHORT, **settings}))
+    capsys.readouterr()
+    assert main(["train", str(ws.path), "--max-length", "16", *given.split()]) == 2
+    said = capsys.readouterr().err
+    assert re.search(cause, said)
+    assert said.startswith("npt: ")
+    assert said.count("\n") == 1
     assert not (ws.path / "training").exists()
-    assert ws.config.generator == "analytic"
+    assert npt.Workspace.open(ws.path).config.generator == "analytic"
+
+
+def test_a_training_of_another_model_is_refused(
+    fresh: Any, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = fresh()
+    cut_off(ws, npt.TrainSettings(**SHORT), 4, monkeypatch)
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    weights = load_file(base / "model.safetensors")
+    save_file(
+        {n: 2 * t if n.endswith("down_proj.weight") else t for n, t in weights.items()}, base / "model.safetensors"
+    )
+    other = npt.Workspace.create(tmp_path / "other", base)
+    shutil.copytree(ws.path / "training", other.path / "training")
+    with pytest.raises(npt.NPTError, match="holds a training with another base;"):
+        npt.train(other, npt.TrainSettings(**SHORT), resume=True)
 
 
 def test_another_training_in_the_folder_is_refused(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,44 +399,22 @@ def test_the_command_and_its_recipe(fresh: Any, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(fresh: Any) -> None:
-    """Real gloo processes, started by `accelerate launch`."""
-    settings = {
-        "steps": 6,
-        "max-length": 16,
-        "np-rank": 4,
-        "eval-every": 0,
-        "eval-tokens": 24,
-        "curriculum": "0.4,0.3,0.3",
+def test_the_script_of_the_dual_recipe(tmp_path: Path, cache: Path, tiny_base: Path) -> None:
+    """From another folder: it converts a model, hands flags on, and goes on with a training."""
+    script = Path(__file__).parents[2] / "train_dual_modulation.sh"
+    flags = words(steps=3, np_rank=4, batch_size=2, max_length=16, eval_tokens=24, save_every=2)
+    environment = {
+        **os.environ,
+        "LAUNCH": f"{sys.executable} -m",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    one, two = fresh("one"), fresh("two")
-    script = one.path.parent / "npt.py"
-    script.write_text(SMALL_TEXT + "sys.exit(main(sys.argv[1:]))\n")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    alone = [sys.executable, str(script), "train", str(one.path), *words, "--batch-size", "4"]
-    subprocess.run(alone, check=True, capture_output=True, env=environment)
-    # on CPUs `accelerate launch` starts one process; what starts several of it (mpirun, a cluster) gives each its rank
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
-    launch += ["train", str(two.path), *words, "--batch-size", "2"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            launch,
-            env={**environment, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [p.communicate()[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
-    curves = [[e["loss"] for e in read_log(ws.path / training.FOLDER)] for ws in (one, two)]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
-    expected, found = parameters(one), parameters(two)
-    assert all(torch.allclose(t, found[n], atol=1e-4) for n, t in expected.items())
+    for more, status in (([], 0), ([], 2), (["--resume"], 0)):
+        command = ["bash", str(script), "W", str(tiny_base), *flags, *more]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+    ws = npt.Workspace.open(tmp_path / "W")
+    assert (ws.config.preset, ws.config.layers, ws.config.input, ws.config.num_ranks) == ("dual", "top2", "effect", 2)
+    log = (ws.path / training.FOLDER / "log.jsonl").read_text().splitlines()
+    settings = json.loads(log[0])["settings"]
+    assert (settings["steps"], settings["np_rank"], settings["lr"], settings["warmup"]) == (3, 4, 2e-4, 200)
+    assert len(log) == 4

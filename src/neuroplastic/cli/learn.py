@@ -56,6 +56,8 @@ def train(
         chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in given}
         settings = replace(from_yaml(TrainSettings, recipe), **chosen)
     ws = open_workspace(workspace)
+    from ..training.launch import process
     from ..training.train import train
 
-    return show_result(json, train(ws, settings, resume), printing.training)
+    found = train(ws, settings, resume)
+    return show_result(json, found, printing.training) if process().is_main_process else 0  # of several, one speaks

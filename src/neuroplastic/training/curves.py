@@ -11,6 +11,7 @@ from ..errors import NPTError
 from ..evaluation.page import Html, figure, heading, page, paragraph, table
 from ..evaluation.plots import curves, need_matplotlib
 from ..files import whole_file
+from .trackers import flat
 
 REPORT = "report.html"
 CURVES = {
@@ -45,13 +46,13 @@ def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mappi
     for head, name in PER_LAYER.items():
         if drawn := {n.removeprefix(f"{head}."): _column(log, n) for n in log[-1] if n.startswith(f"{head}.")}:
             blocks.append(figure(curves(drawn, steps, "step", name), name))
-    measured = [(e["step"] + 1, _flat(e["measured"])) for e in log if "measured" in e]
+    measured = [(e["step"] + 1, flat(e["measured"])) for e in log if "measured" in e]
     columns = [n for n, v in measured[0][1].items() if isinstance(v, float)] if measured else []
     blocks.append(heading("Measured on what was held out"))
     blocks.append(table(["step", *columns], [[str(at), *(f"{m[c]:.4g}" for c in columns)] for at, m in measured]))
     for prompt, written in measured[-1][1].items() if measured else ():
         if isinstance(written, str):
-            blocks.append(paragraph(f"{prompt.removeprefix('sampled ')} …{written}"))
+            blocks.append(paragraph(f"{prompt.removeprefix('sampled.')} …{written}"))
     blocks += [heading("Settings"), table(["setting", "value"], [[k, str(v)] for k, v in settings.items()])]
     with whole_file(folder / REPORT) as temporary:
         temporary.write_text(page(title, blocks), encoding="utf-8")
@@ -60,11 +61,3 @@ def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mappi
 def _column(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     """A gap where a step did not log it."""
     return [e.get(name, float("nan")) for e in log]
-
-
-def _flat(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in mappings inside, under names of both."""
-    flat: dict[str, Any] = {}
-    for name, value in measured.items():
-        flat |= {f"{name} {n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat

@@ -23,8 +23,11 @@ from ..errors import CheckFailed, NPTError
 from ..files import whole_file
 from .checkpoint import Progressed, check_folder, checkpoints, load_checkpoint, save_checkpoint
 from .settings import LoopSettings
+from .trackers import numbers, tracking
 
 LOG = "log.jsonl"
+TENSORBOARD = "tensorboard"
+"""Where TensorBoard's files go, in the folder of the training; other trackers have places of their own."""
 NOT_FINITE = 5
 """Steps in a row whose gradient is not finite, after which a training stops."""
 
@@ -70,7 +73,7 @@ def run(
     Raises NPTError where the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
     where gradients stay infinite, with the last good checkpoint kept.
     """
-    accelerator = _accelerator(settings)
+    accelerator = _accelerator(settings, folder)
     described = json.loads(json.dumps({**described, **asdict(settings)}))
     check_folder(folder, described, resume)
     found = checkpoints(folder)
@@ -82,13 +85,15 @@ def run(
         task.restore(kept)
     if accelerator.is_main_process:
         _begin_log(folder / LOG, described, progressed.step)
-    if settings.track != "none":
-        accelerator.init_trackers(f"npt-{task.name}", config=described)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     parts = accelerator.num_processes * settings.grad_accum
     measured: dict[str, Any] = {}
     failed_in_a_row, skipped = 0, progressed.skipped
-    with _bar(task.name, progressed.step, settings.steps, accelerator.is_main_process) as show:
+    visible = accelerator.is_main_process
+    with (
+        tracking(accelerator, f"npt-{task.name}", described),
+        _bar(task.name, progressed.step, settings.steps, visible) as show,
+    ):
         for step in range(progressed.step, settings.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -126,8 +131,7 @@ def run(
                 entry["measured"] = measured
             if accelerator.is_main_process:
                 _log(folder / LOG, entry)
-                if settings.track != "none":
-                    accelerator.log({k: v for k, v in entry.items() if isinstance(v, float | int)}, step=step)
+                accelerator.log(numbers(entry), step=step)
                 if failed_in_a_row == 0 and (last or done % settings.save_every == 0):
                     bare = accelerator.unwrap_model(module)
                     save_checkpoint(folder, Progressed(done, skipped), bare, optimizer, task.kept(), described)
@@ -137,8 +141,8 @@ def run(
                     f"checkpoint is kept in {folder} (a smaller --lr may help)"
                 )
             show(done, logged.get("loss", math.nan))
-    if settings.track != "none":
-        accelerator.end_training()
+    if not measured:  # it was cut off behind its last step
+        measured = task.evaluate(settings.steps)
     if skipped:
         note(f"npt: {skipped} steps were skipped because their gradient was not finite")
     return measured
@@ -163,14 +167,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if "step" in entry]
 
 
-def _accelerator(settings: LoopSettings) -> Any:
+def _accelerator(settings: LoopSettings, folder: Path) -> Any:
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
     try:
         return Accelerator(
             mixed_precision=settings.precision,
-            gradient_accumulation_steps=settings.grad_accum,
+            # a bare number would give way to one in the environment
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.grad_accum),
             log_with=None if settings.track == "none" else settings.track,
+            project_dir=folder / TENSORBOARD,
         )
     except (ValueError, ImportError) as e:
         raise NPTError(f"training cannot begin: {e}") from None

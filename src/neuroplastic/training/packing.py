@@ -166,21 +166,32 @@ def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: in
 
 
 def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
-    """The texts of a data set behind a number of them, streamed. Raises NPTError where it cannot be read."""
+    """The texts of a data set behind a number of its entries, streamed. `name` is a Hugging Face id, or a folder of
+    files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError where it cannot be read, now or later."""
     try:
         import datasets
     except ImportError:
-        raise NPTError(
-            f"there is no file {name!r}, and reading a data set of that name needs: pip install 'neuroplastic[eval]'"
-        ) from None
+        raise NPTError(f"{name!r} is no file, and reading a data set needs: pip install 'neuroplastic[eval]'") from None
     try:
         found = datasets.load_dataset(name, split="train", streaming=True)
     except Exception as e:  # the library has no common error
-        raise NPTError(f"{name!r} is neither a file nor a data set that can be read: {e}") from None
-    if "text" not in (found.column_names or ["text"]):
-        raise NPTError(f"the data set {name!r} has no text column; it has {', '.join(found.column_names)}")
+        raise NPTError(f"{name!r} is neither a file nor a data set that can be read: {_one_line(e)}") from None
 
     def behind(count: int) -> Iterator[str]:
-        return (str(entry["text"]) for entry in found.skip(count))
+        entries = iter(found.skip(count))
+        while True:
+            try:
+                entry = next(entries, None)
+            except Exception as e:
+                raise NPTError(f"the data set {name!r} cannot be read: {_one_line(e)}") from None
+            if entry is None:
+                return
+            if not isinstance(text := entry.get("text", 0), str | None):
+                raise NPTError(f"the data set {name!r} has no column text with text in it; it has {', '.join(entry)}")
+            yield text or ""
 
     return behind
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

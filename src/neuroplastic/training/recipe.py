@@ -63,8 +63,8 @@ class TrainSettings(LoopSettings):
     most six layers learn, else from every second one, which makes a step a third shorter)."""
 
     data: str | None = None
-    """Text file (paragraphs), .jsonl with a text field, or a Hugging Face dataset id, which is streamed (train split,
-    text column). Default: text that the model writes itself."""
+    """Text file (paragraphs), .jsonl with a text field, or a Hugging Face dataset id or a folder that `datasets` reads,
+    which is streamed (train split, text column). Default: text that the model writes itself."""
 
     eval_tokens: int = 1024
     """Held-out tokens of each measurement."""

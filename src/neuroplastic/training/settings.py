@@ -12,7 +12,7 @@ from ..errors import NPTError
 from ..files import read_text
 
 Track = Literal["none", "trackio", "wandb", "tensorboard"]
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "bf16"]
 T = TypeVar("T")
 
 
@@ -38,8 +38,9 @@ class LoopSettings:
     grad_accum: int = 1
     """Batches per optimiser step."""
 
-    precision: Precision = "no"
-    """Mixed precision, as Accelerate names it."""
+    precision: Precision | None = None
+    """Mixed precision: what is multiplied in bf16, while parameters stay in float32 (default: as `accelerate launch`
+    was told, else no)."""
 
     seed: int = 0
     """Of everything that is drawn."""
@@ -64,8 +65,8 @@ class LoopSettings:
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) > 0):
                 raise NPTError(f"{field} must be a number above 0, not {getattr(self, field)}")
         for field, choices in (("precision", get_args(Precision)), ("track", get_args(Track))):
-            if getattr(self, field) not in choices:
-                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}")
+            if (given := getattr(self, field)) not in choices and not (field == "precision" and given is None):
+                raise NPTError(f"{field} must be one of {', '.join(choices)}, not {given!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then a linear fall to a twentieth."""
@@ -170,7 +171,7 @@ def from_yaml(kind: type[T], path: Path) -> T:
     try:
         given = yaml.safe_load(read_text(path))
     except yaml.YAMLError as e:
-        raise NPTError(f"{path} is not YAML: {e}") from None
+        raise NPTError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(given, dict):
         raise NPTError(f"{path} is not a mapping of settings")
     return from_mapping(kind, given, str(path))
@@ -189,13 +190,26 @@ def from_mapping(kind: type[T], given: dict[str, Any], where: str) -> T:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise NPTError(f"{where}: there is no setting {key!r}{hint}")
-        if known[name].type == "float" and isinstance(value, str | int) and not isinstance(value, bool):
-            try:  # YAML reads 1e-3 as text
-                value = float(value)
-            except ValueError:
-                raise NPTError(f"{where}: {key} must be a number, not {value!r}") from None
-        chosen[name] = tuple(value) if isinstance(value, list) else value
+        chosen[name] = _converted(value, known[name].type.split(" | "), f"{where}: {key}")
     try:
         return kind(**chosen)
     except TypeError as e:
         raise NPTError(f"{where}: {e}") from None
+
+
+def _converted(value: Any, kinds: list[str], what: str) -> Any:
+    """A value from YAML as one of the kinds that its setting may have, where there is no doubt how. Raises NPTError."""
+    if value is None and "None" in kinds:
+        return None
+    if "str" in kinds:  # 14 and [14, 15] are layers, too
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if "int" in kinds and (isinstance(value, bool) or not isinstance(value, int)):
+        raise NPTError(f"{what} must be a whole number, not {value!r}")
+    if "float" in kinds:
+        try:  # YAML reads 1e-3 as text
+            return float("" if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
+            raise NPTError(f"{what} must be a number, not {value!r}") from None
+    if value is False:  # so YAML reads `precision: no`
+        return "no"
+    return tuple(value) if isinstance(value, list) else value

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
 from ..calibration.calibrate import calibration_rows, fit_generators
 from ..calibration.fit import check_calibratable
 from ..calibration.options import CalibrateOptions
 from ..config import PlasticityConfig, parse_layers
-from ..console import note
+from ..console import note, progress
 from ..errors import NPTError
 from ..evaluation.fidelity import measure_fidelity
-from ..files import file_hash, read_json, write_json
+from ..files import file_hash, folder_hash, read_json, write_json
 from ..structure import decoder_layers
 from ..surgery import mode
 from ..text import context_length, encode, read_texts, start_token, write_text
 from .checkpoint import check_folder
 from .curves import REPORT, write_report
 from .distill import Distillation
+from .launch import launched, process
 from .loop import only_trainable, read_log, run
 from .packing import Packed, Source, Streamed, from_dataset, from_texts
 from .recipe import STAGES, TrainSettings, stage_at
@@ -48,7 +47,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
     meanwhile. Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down; the
     workspace then keeps the generators that it had.
     """
-    settings = settings or TrainSettings()
+    settings = launched(settings or TrainSettings())
     config = _checked(workspace, settings)
     folder = workspace.path / FOLDER
     source, digest = read_data(workspace, settings)
@@ -156,9 +155,14 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
     if path.is_file():
         texts = (encode(tokenizer, text) for text in read_texts(path))
         return from_texts(texts, start, length, settings.seed), file_hash(path)
-    if path.suffix in (".txt", ".jsonl", ".json") or path.is_absolute():
+    if not path.is_dir() and (path.suffix in (".txt", ".jsonl", ".json") or path.is_absolute()):
         raise NPTError(f"there is no file {settings.data!r}")
-    return Streamed(from_dataset(settings.data), lambda t: encode(tokenizer, t), start, length), settings.data
+    source = Streamed(from_dataset(settings.data), lambda t: encode(tokenizer, t), start, length)
+    source.rows(0, 1)  # what cannot be read is refused now
+    if not path.is_dir():
+        return source, settings.data
+    with progress(f"hashing the files in {path}") as step:
+        return source, folder_hash(path, step)
 
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
@@ -185,9 +189,3 @@ def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
 def _to_device(workspace: Workspace) -> None:
     """Onto the device that Accelerate gives this process."""
     workspace.model.to(process().device)
-
-
-def process() -> PartialState:
-    """Which of several processes this is. A bare PartialState() would not be told that it runs on CPUs, and would think
-    that it is alone."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))

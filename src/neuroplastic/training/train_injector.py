@@ -21,6 +21,7 @@ from .checkpoint import check_folder
 from .closed_form import find_examples, fit_values, suitable
 from .curves import write_report
 from .injection import Injection
+from .launch import launched
 from .lessons import Lessons, Topic, read_topics, sentences_of
 from .loop import only_trainable, read_log, run
 from .settings import InjectionSettings, LoopSettings, Variety
@@ -58,7 +59,8 @@ def train_injector(
 
     Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down.
     """
-    loop, injection, variety = loop or LoopSettings(), injection or InjectionSettings(), variety or Variety()
+    loop = launched(loop or LoopSettings())
+    injection, variety = injection or InjectionSettings(), variety or Variety()
     topics, held = _topics([Path(d) for d in data], [Path(w) for w in without], held_out, loop.seed)
     if examples < 0:
         raise NPTError(f"examples must not be negative, not {examples}")
