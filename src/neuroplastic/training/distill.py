@@ -97,8 +97,9 @@ class Distillation(nn.Module):
             if n > 1:
                 group = self.plastic[i].group  # layers that share a coarse code learn from the same tokens
                 chosen = every_nth(rows, n, group[0] if group else i)
-                seen = seen.at(lambda t: t[chosen][None])
-                look.weights[i] = n * weight[chosen][None]
+                at = chosen.flatten().nonzero()[:, 0]
+                seen = seen.at(lambda t: t.flatten(0, 1).index_select(0, at)[None])
+                look.weights[i] = n * weight.flatten()[at][None]
             with torch.set_grad_enabled(learning):
                 made = rerun(self.plastic[i], seen)
                 direct[i] = losses.direct(made, target_of(self.plastic[i], seen), self.power[i], look.weights[i])
