@@ -18,6 +18,7 @@ from .budget import as_overrides, spend
 from .fit import Solution, check_calibratable, coarse_rows, solve, write
 from .moments import collect
 from .options import CalibrateOptions
+from .sensitivity import sensitivities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 WINDOW = 128
 """Tokens per row that texts of a file are cut into."""
+SENSITIVE_ROWS = 16
+"""So many rows say how much an error behind each layer costs."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
             if options.np_rank == "auto":
                 base = workspace.info()["parameters"]
                 solutions = solved(model, text)
-                config = _spent(workspace, solutions, options.parameters(base))
+                worth = _gains(model, solutions, text[:SENSITIVE_ROWS])
+                config = _spent(workspace, worth, options.parameters(base))
                 workspace.reconfigure(config)
                 explained = write_solutions(model, solutions)
             else:
@@ -157,11 +161,17 @@ def _low_rank(config: PlasticityConfig, options: CalibrateOptions) -> Plasticity
     return config
 
 
-def _spent(workspace: Workspace, solutions: dict[int, Solution], budget: int) -> PlasticityConfig:
-    """The configuration whose ranks `budget` buys. Errors count relative to the residual stream they fall into."""
+def _gains(model: PreTrainedModel, solutions: dict[int, Solution], text: Tensor) -> dict[int, list[float]]:
+    """How many nats per token each next rank of a layer saves, to second order and one layer at a time."""
+    with mode(model, "standard"), progress("measuring what errors cost") as step:
+        cost = sensitivities(model, list(solutions), text, step)
+    return {i: (cost[i] * s.space.gains).tolist() for i, s in solutions.items()}
+
+
+def _spent(workspace: Workspace, gains: dict[int, list[float]], budget: int) -> PlasticityConfig:
+    """The configuration whose ranks `budget` buys."""
     plastic, config = learnable_layers(workspace.model), workspace.config
     cost: dict[int, int] = {i: p.generator.cost_of_rank for i, p in plastic.items()}  # type: ignore[misc]
     fixed = sum(q.numel() for p in plastic.values() for q in p.generator.parameters()) - sum(cost.values())
-    gains = {i: (s.space.gains / s.stream).tolist() for i, s in solutions.items()}
     ranks = as_overrides(spend(gains, cost, budget - fixed))
     return replace(config, layer_overrides=(*config.layer_overrides, *ranks))
