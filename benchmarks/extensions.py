@@ -134,18 +134,25 @@ def training(steps: int, init: str, **settings: Any) -> npt.TrainSettings:
 
 def layers(steps: int, rank: int) -> Arms:
     for r in (rank // 4, rank, 2 * rank):
-        yield f"rank {r} in every layer", partial(closed_form, low_rank(np_rank=r))
-        yield f"auto, the parameters of rank {r}", partial(closed_form, low_rank(np_rank=r), auto=True)
+        equal = low_rank(np_rank=r)
+        yield f"rank {r} in every layer", partial(closed_form, equal)
+        yield f"auto, the parameters of rank {r}", partial(closed_form, equal, equal)
+        yield (
+            f"auto, projected heads, the parameters of rank {r}",
+            partial(closed_form, replace(equal, heads="projected"), equal),
+        )
 
 
-def closed_form(config: PlasticityConfig, auto: bool = False) -> dict[str, list[float]]:
-    """Fidelity of generators fitted in closed form; `auto` spends the parameters that `config` has."""
+def closed_form(config: PlasticityConfig, worth: PlasticityConfig | None = None) -> dict[str, list[float]]:
+    """Fidelity of generators fitted in closed form; with ranks from `auto`, which spends the parameters of `worth`."""
     with workspace(config) as ws:
-        if auto:
-            budget = str(ws.info()["generator_parameters"])
-            npt.calibrate(ws, npt.CalibrateOptions(np_rank="auto", budget=budget, tokens=TOKENS))
-        else:
+        if worth is None:
             fit_generators(ws.model, calibration_rows(ws, None, TOKENS))
+        else:
+            ws.reconfigure(worth)
+            budget = str(ws.info()["generator_parameters"])
+            ws.reconfigure(config)
+            npt.calibrate(ws, npt.CalibrateOptions(np_rank="auto", budget=budget, tokens=TOKENS))
         return fidelity(ws)
 
 
