@@ -63,6 +63,7 @@ def test_a_whole_life(made: Path, tiny_base: Path, capsys: pytest.CaptureFixture
         "perplexity_ratio",
         "by_position",
         "by_layer",
+        "usage",
     }
     assert set(fidelity) == expected
     status, before, _ = run(capsys, "ask", made, "The Golden Gate", "--max-new-tokens", 4)
