@@ -5,7 +5,8 @@ python benchmarks/calibrate.py [--full] [--json]
 smollm2-135m in float32, `dual`, generators that read the effect, default data (text that the model wrote itself; it is
 written first, if it is not in the cache). Held out: 64 rows of the same kind and the 16 of `npt fidelity`, 128 tokens
 each, none of which is fitted on. Bars: top two layers at rank 64 within 1 % of the base's perplexity; all 30 layers at
-rank 256 within 5 %; the fit of all layers in under 90 s. --full: other ranks, generators that read the attention
+rank 256 within 5 %; the fit of all layers in under 90 s. Then projected heads: the top two with 57 % of the parameters
+that rank 64 has with heads of its own, all layers with as many as rank 64 has and `auto` ranks. --full: other ranks, generators that read the attention
 output, `--np-rank auto` beside equal ranks of the same budget, and `--sequential`.
 """
 
@@ -26,6 +27,9 @@ from neuroplastic.surgery import mode
 from neuroplastic.text import calibration_text
 
 
+PROJECTED: dict[str, Any] = {"heads": "projected"}
+
+
 @dataclass(frozen=True)
 class Row:
     layers: str
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     runs: list[tuple[str, dict[str, Any]]] = [("top2", {"np_rank": 64}), ("all", {"np_rank": 256})]
+    runs += [("top2", {"np_rank": 115, **PROJECTED}), ("all", {"np_rank": "auto", "budget": "5.2%", **PROJECTED})]
     if options.full:
         runs += [("top2", {"np_rank": r}) for r in (16, 256)] + [("all", {"np_rank": r}) for r in (16, 64, 128)]
         runs += [("all", {"np_rank": "auto", "budget": budget}) for budget in ("5.2%", "20.8%")]  # as ranks 64, 256
@@ -52,12 +57,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base: tuple[float, float] | None = None
         for layers, settings in runs:
-            config = npt.PlasticityConfig(preset="dual", layers=layers)
+            heads = {k: v for k, v in settings.items() if k in PROJECTED}
+            config = npt.PlasticityConfig(layers=layers, generator="low_rank", input="effect", **heads)
             ws = npt.Workspace.create(Path(folder) / str(len(rows)), "smollm2-135m", config)
             with mode(ws.model, "standard"):
                 held_out = calibration_text(ws.model, ws.tokenizer, ws.base.sha256)[1]
                 base = base or measure(ws, held_out)
-            done = npt.calibrate(ws, npt.CalibrateOptions(**settings))
+            how = {k: v for k, v in settings.items() if k not in PROJECTED}
+            done = npt.calibrate(ws, npt.CalibrateOptions(**how))
             found = measure(ws, held_out)
             what = " ".join(f"{k} {v}" for k, v in settings.items())
             rises = [after / before - 1 for after, before in zip(found, base, strict=True)]
