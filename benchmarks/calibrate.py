@@ -6,8 +6,8 @@ smollm2-135m in float32, `dual`, generators that read the effect, default data (
 written first, if it is not in the cache). Held out: 64 rows of the same kind and the 16 of `npt fidelity`, 128 tokens
 each, none of which is fitted on. Bars: top two layers at rank 64 within 1 % of the base's perplexity; all 30 layers at
 rank 256 within 5 %; the fit of all layers in under 90 s. Then projected heads: the top two with 57 % of the parameters
-that rank 64 has with heads of its own, all layers with as many as rank 64 has and `auto` ranks. --full: other ranks, generators that read the attention
-output, `--np-rank auto` beside equal ranks of the same budget, and `--sequential`.
+that rank 64 has with heads of its own, all layers with as many as rank 64 has and `auto` ranks. --full: other ranks,
+generators that read the attention output, `--np-rank auto` beside equal ranks of the same budget, and `--sequential`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import neuroplastic as npt
 from neuroplastic.evaluation.fidelity import perplexity
 from neuroplastic.surgery import mode
 from neuroplastic.text import calibration_text
-
 
 PROJECTED: dict[str, Any] = {"heads": "projected"}
 
