@@ -30,7 +30,7 @@ INJECTOR_FILE = "injector.safetensors"
 PACKAGED = Path(__file__).parent.parent / "injectors"
 TOGETHER = 32
 """Statements read in one batch."""
-STRENGTHS = (0.4, 0.55, 0.75, 1.0)
+STRENGTHS = (0.5, 0.7, 0.85, 1.0)
 ENOUGH = 0.95
 """Probability of the answer, per token, that an update needs no more strength for."""
 
