@@ -171,11 +171,13 @@ def conditional(steps: int, rank: int) -> Arms:
         return trained(replace(plain, gate="learned"), steps, gate_open=0.5, gate_weight=1.0)
 
     shares = (0.1, 0.25, 0.5)
-    yield "every token", lambda: fidelity(every())
+    yield "every token", lambda: {**fidelity(every()), "closed": [0.0]}
     for share in (0.0, *shares):
-        yield f"a gate, {share:.0%} closed", lambda share=share: gated(gate(), every(), share)  # type: ignore[misc]
+        yield f"a gate, {share:.0%} closed", lambda share=share: gated(gate(), share)  # type: ignore[misc]
     for share in shares:
         yield f"an oracle, {share:.0%} closed", lambda share=share: oracle(every(), share)  # type: ignore[misc]
+    for r in (rank, 4 * rank):
+        yield f"time, rank {r}, 50% closed", partial(time_left, r)
 
 
 def trained(config: PlasticityConfig, steps: int, **settings: Any) -> npt.Workspace:
@@ -186,15 +188,19 @@ def trained(config: PlasticityConfig, steps: int, **settings: Any) -> npt.Worksp
     return ws
 
 
-def gated(ws: npt.Workspace, plain: npt.Workspace, share: float) -> dict[str, list[float]]:
+def gated(ws: npt.Workspace, share: float) -> dict[str, list[float]]:
     """Closed are the tokens below the quantile of that share on training text."""
+    close(ws, share)
+    return {**fidelity(ws), "closed": [closed(ws)]}
+
+
+def close(ws: npt.Workspace, share: float) -> None:
     layers = learnable_layers(ws.model)
     found = gates(ws, calibration_rows(ws, None, 64 * 128))
     for i, p in layers.items():
         assert isinstance(p.generator, LowRank)
         threshold = float(found[i].quantile(share)) if share > 0 else 0.0
         p.generator.config = replace(p.config, gate_threshold=threshold)
-    return {**fidelity(ws), "closed": [closed(ws)], "of the time of every token": [cost(ws, plain)]}
 
 
 @torch.no_grad()
@@ -233,12 +239,20 @@ def closed(ws: npt.Workspace) -> float:
     return sum(shares) / len(shares)
 
 
-def cost(ws: npt.Workspace, plain: npt.Workspace) -> float:
-    """Time that the generators of these layers take at 512 tokens, over that of the plain ones; layers alone."""
-    ids = calibration_rows(ws, None, 512).flatten()[None, :512]
-    ratio = paired(mlps(plain, ids), mlps(ws, ids), 25)
-    base = paired(mlps(plain, ids), mlps(plain, ids, "standard"), 25)
-    return (ratio.median - base.median) / (1 - base.median)
+def time_left(rank: int) -> dict[str, list[float]]:
+    """Time of the top two layers at 512 tokens, over that with every token modulated: with half of them closed by gates
+    that are drawn at random, and with none modulated. Medians and quartiles of paired runs."""
+    config = low_rank(layers="top2", np_rank=rank)
+    with workspace(config) as plain, workspace(replace(config, gate="learned")) as ws:
+        for p in learnable_layers(ws.model).values():
+            assert isinstance(p.generator, LowRank)
+            assert p.generator.gate is not None
+            torch.nn.init.normal_(p.generator.gate.wanted.weight, std=0.05)
+        close(ws, 0.5)
+        ids = calibration_rows(ws, None, 512).flatten()[None, :512]
+        half = paired(mlps(plain, ids), mlps(ws, ids), 31)
+        none = paired(mlps(plain, ids), mlps(plain, ids, "standard"), 31)
+    return {n: [r.median, r.low, r.high] for n, r in (("time", half), ("time without any", none))}
 
 
 def mlps(ws: npt.Workspace, ids: Tensor, how: Any = "dynamic") -> Callable[[], object]:

@@ -243,9 +243,9 @@ def show(cells: Iterator[Cell]) -> None:
         if cell.refused:
             waiting.append(f"{cell.arm}: refused: {cell.refused}")
             continue
-        if not names:
+        if set(cell.figures) - set(names):  # another table
             names = list(cell.figures)
-            print(f"| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+            print(f"\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
         print(f"| {cell.arm} | {' | '.join(text(n, cell.figures.get(n, [])) for n in names)} |", flush=True)
     print("\n".join(["", *waiting]), flush=True)
 

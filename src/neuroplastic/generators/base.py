@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,10 +38,13 @@ class Signals:
     open: tuple[Tensor, Signals] | None = None
     """the tokens that a generator's gate lets through: their indices among all, and their signals"""
 
-    def at(self, select: Callable[[Tensor], Tensor]) -> Signals:
-        """The same signals at some of the tokens."""
+    def at(self, select: Callable[[Tensor], Tensor], names: Collection[str] | None = None) -> Signals:
+        """The same signals at some of the tokens; of those not among `names`, where given, nothing is left."""
         own = {name: t for name, t in vars(self).items() if name not in ("codes", "open")}
-        some: dict[str, Any] = {name: None if t is None else select(t) for name, t in own.items()}
+        some: dict[str, Any] = {}
+        for name, t in own.items():
+            left_out = names is not None and name not in names
+            some[name] = None if t is None else t.new_empty(0) if left_out else select(t)
         return Signals(**some)
 
 

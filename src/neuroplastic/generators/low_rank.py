@@ -96,7 +96,10 @@ class LowRank(Generator):
         assert g is not None
         if s.open is None:
             rows = (g.flatten() >= self.config.gate_threshold).nonzero()[:, 0]
-            some = s.at(lambda t: t.flatten(0, -2)[rows])
+            read = {"a", "coarse"} if self.config.input == "attention" else {"x", "x_c", "coarse"}
+            if self.config.rank_weights != "fixed":
+                read.add("a")
+            some = s.at(lambda t: t.flatten(0, -2).index_select(0, rows), read)
             some.codes["gate"] = g.flatten(0, -2)[rows]
             s.open = rows, some
         return s.open
@@ -144,7 +147,8 @@ class LowRankWeights(LowRank):
         chosen = self._modulated_tokens(s)
         rows, some = (None, s) if chosen is None else chosen
         z, flat = z.flatten(0, -2), y.flatten(0, -2)
-        z = z if rows is None else z[rows]
+        if rows is not None and site in self.key:
+            z = z.index_select(0, rows)
         if self.weights is not None and self.weights.top < self.config.num_ranks:
             added = self._by_component(site, z, some)
         else:
