@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains an injector for smollm2-135m: ./train_injector.sh DATA [WORKSPACE] [flags of `npt train-injector`, such as --resume]
 # DATA is a folder with counterfact_train.json, counterfact_dev.json, zsre_dev.json (whose subjects are left out) and
-# general_text.jsonl. Two hours on two cores; cut off, it goes on with --resume. The injector is then in the workspace.
+# general_text.jsonl. Three hours on two cores; cut off, it goes on with --resume. The injector is then in the workspace.
 set -euo pipefail
 cd "$(dirname "$0")"
 data=${1:?the folder with the data}; shift
@@ -14,6 +14,6 @@ exec "$python" -m neuroplastic.cli train-injector "$workspace" \
     --data "$data/counterfact_train.json" \
     --without "$data/counterfact_dev.json" --without "$data/zsre_dev.json" \
     --text "$data/general_text.jsonl" \
-    --examples 512 --steps 900 --lr 7e-4 --warmup 20 \
+    --examples 512 --steps 1200 --lr 7e-4 --warmup 20 \
     --keys-first 100 --alone-first 350 --crowd-every 2 --crowds 16 48 128 384 --crowd-after 50 \
-    --other-answers 0.15 --chats 0.04 --held-out 100 --eval-every 150 --save-every 25 --seed 1 "$@"
+    --enough 0.8 --near-rows 14 --behind-rows 0 --beta-near 3 --other-answers 0.15 --chats 0.04 --held-out 100 --eval-every 150 --save-every 25 --seed 1 "$@"
