@@ -16,6 +16,7 @@ So the projection reads a moved input, and nothing as wide as its output is lear
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,7 @@ Projection = Callable[[Tensor], Tensor]
 class LowRank(Generator):
     """What both forms share: bottleneck, coarse code, gate, seeded initialisation."""
 
-    def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int, leads: bool):
+    def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int):
         super().__init__()
         if config.np_rank > d_model:
             raise NPTError(f"np_rank {config.np_rank} is above the model's width {d_model}")
@@ -75,9 +76,9 @@ class LowRank(Generator):
             s.codes["gate"] = self.gate(s.mlp_input, s.a)
         return s.codes["gate"]
 
+    @abstractmethod
     def encode(self, s: Signals) -> dict[str, Tensor]:
         """The codes that payloads are made from [..., r]."""
-        raise NotImplementedError
 
     def _encoded(self, A: nn.Module, s: Signals, name: str = "code") -> Tensor:
         """The code of these signals, made where it was not."""
@@ -109,7 +110,7 @@ class LowRankWeights(LowRank):
     """Rank-k weight updates of the sites, from one bottleneck that they share."""
 
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int, leads: bool = False):
-        super().__init__(config, d_model, d_ffn, layer, leads)
+        super().__init__(config, d_model, d_ffn, layer)
         k, r = config.num_ranks, self.width
         d_in = {"gate": d_model, "up": d_model, "down": d_ffn}
         d_out = {"gate": d_ffn, "up": d_ffn, "down": d_model}
@@ -256,7 +257,7 @@ class LowRankActivations(LowRank):
     """d_add and d_mult of the gate's activations, each from its own adapter A [r, d], B [f, r]."""
 
     def __init__(self, config: PlasticityConfig, d_model: int, d_ffn: int, layer: int, leads: bool = False):
-        super().__init__(config, d_model, d_ffn, layer, leads)
+        super().__init__(config, d_model, d_ffn, layer)
         parts = {"additive": ["add"], "multiplicative": ["mult"], "both": ["mult", "add"]}[config.axes.modulation]
         self.code = nn.ModuleDict({p: linear(self._rng, d_model, self.rank, d_model**-0.5) for p in parts})
         self.payload = nn.ModuleDict({p: linear(self._rng, self.width, d_ffn, 0.02 * self.width**-0.5) for p in parts})
