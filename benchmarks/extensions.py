@@ -38,7 +38,7 @@ from neuroplastic.generators import LowRank
 from neuroplastic.surgery import learnable_layers, mode, plastic_layers
 from neuroplastic.text import calibration_text
 from speed.paired import in_mode, low_rank, paired
-from study import ROWS, Cell, fidelity, show, workspace
+from study import ROWS, Cell, chosen_parts, fidelity, show, workspace
 from train_bars import direct_error
 
 PARTS = ("adaptive", "layers", "conditional", "hierarchical")
@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
-    parts = [p.strip() for p in options.parts.split(",")]
-    if wrong := [p for p in parts if p not in PARTS]:
-        raise npt.NPTError(f"there is no part {wrong[0]!r}; there are {', '.join(PARTS)}")
+    parts = chosen_parts(options.parts, PARTS)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"steps": options.steps, "rank": options.rank}
         kept = Kept(options.report or Path(folder), settings, Cell)

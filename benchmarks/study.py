@@ -79,9 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
-    parts = [p.strip() for p in options.parts.split(",")]
-    if wrong := [p for p in parts if p not in PARTS]:
-        raise npt.NPTError(f"there is no part {wrong[0]!r}; there are {', '.join(PARTS)}")
+    parts = chosen_parts(options.parts, PARTS)
     records: list[Record] = []
     if {"injected", "regularised"} & set(parts):
         everything, malformed = read_records(records_file(options.data), suite_named("counterfact").parse)
@@ -101,6 +99,14 @@ def main() -> None:
                 show(study.injected())
             else:
                 show(study.regularised())
+
+
+def chosen_parts(given: str, known: Sequence[str]) -> list[str]:
+    """The parts named in a list separated by commas. Raises NPTError for one that there is not."""
+    parts = [p.strip() for p in given.split(",")]
+    if wrong := [p for p in parts if p not in known]:
+        raise npt.NPTError(f"there is no part {wrong[0]!r}; there are {', '.join(known)}")
+    return parts
 
 
 class Study:
