@@ -106,8 +106,8 @@ def test_the_first_visit(context: BrowserContext, studio: str, workspace: npt.Wo
     assert page.get_by_label("Beginning of a sentence", exact=True).input_value() == EXAMPLES["prompt"]
     assert before[0] == before[1] == after[1]  # without the edits
     assert page.locator(".bars .tracked").count() >= 2
-    page.get_by_role("switch").wait_for()
-    assert not page.get_by_role("switch").is_checked()
+    # the table is read anew behind the answer
+    pytest.importorskip("playwright.sync_api").expect(page.get_by_role("switch")).not_to_be_checked()
     assert workspace.edits == ()
     assert workspace.weights_hash() == workspace.base.sha256
 
