@@ -1,6 +1,6 @@
 """Decoding with a cache: dynamic mode over standard mode, tokens one by one.
 
-cd benchmarks && python -m speed.decode [--repeat 7] [--tokens 12] [--json]
+cd benchmarks && python -m speed.decode [--repeat 5] [--tokens 12] [--json]
 
 smollm2-135m in float32 behind 64 tokens, batches of 1 and of 8, --tokens steps per run.
 """
@@ -30,7 +30,7 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
