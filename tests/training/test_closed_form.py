@@ -46,7 +46,7 @@ def test_the_injector_gives_what_was_fitted() -> None:
     features = torch.zeros(n, 3, 12)
     features[:, 2] = x
     reading = Reading(
-        told.expand(n, 3), torch.tensor([[False, False, True]]).expand(n, 3), features, torch.ones(n, 2, 3, 10)
+        told.expand(n, 3), torch.tensor([[False, False, True]]).expand(n, 3), features, torch.ones(n, 2, 3, 10), None
     )
     with torch.no_grad():
         _, V = made(reading)

@@ -1,8 +1,12 @@
-"""Method `learned`: a trained injector reads the fact once and says which update it asks for: no gradient.
+"""Method `learned`: a trained injector reads the fact once and says which update it asks for.
 
 An injector's values are long enough for hard facts. For an easy one they are too long: the answer is said again and
 again, and ordinary text pays for it. So each update is tried at a few strengths, in one batch, and the smallest is
-taken at which its own question is answered with probability ENOUGH.
+taken at which its own question is answered with probability ENOUGH. Where the largest is not enough, as for answers
+unlike all that the injector was trained on, a few gradient steps on the values follow (correction.py).
+
+Updates are tried by adding v (a . z) to what projections give, from the key's token on. What they would do to the
+tokens before it is little, and left out: those are not read again.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +23,13 @@ from ..config import Site
 from ..console import Progress
 from ..errors import NPTError
 from ..structure import projection
-from ..text import batch, encode, start_token
+from ..text import encode, start_token
 from .consolidate import Bench, Solution
+from .correction import Corrected, correct
 from .edit import Factors
 from .fact import Fact, Wording
-from .injector import Injector, InjectorConfig, Subject, read_statements
+from .injector import Injector, Reading, Subject, at_the_end, read_statements
+from .targets import Past, Reader, Row
 
 INJECTOR_FILE = "injector.safetensors"
 """of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
@@ -33,6 +39,21 @@ TOGETHER = 32
 STRENGTHS = (0.5, 0.7, 0.85, 1.0)
 ENOUGH = 0.95
 """Probability of the answer, per token, that an update needs no more strength for."""
+WANTED = 0.8
+"""Where no strength gives it this probability, gradient steps do, from FROM on, alone and behind PREFIXES unrelated
+beginnings."""
+FROM = 0.7
+PREFIXES = 1
+
+
+class Told(NamedTuple):
+    """One wording of a fact, in tokens."""
+
+    question: list[int]
+    answer: list[int]
+    subject: Subject | None
+    fact: int
+    """its number"""
 
 
 def find_injector(base: str, folder: Path | None) -> Injector | None:
@@ -69,26 +90,36 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
             "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
         )
     told = [
-        (encode(bench.tokenizer, w.question), encode(bench.tokenizer, w.answer), _subject(bench, w), number)
+        Told(encode(bench.tokenizer, w.question), encode(bench.tokenizer, w.answer), _subject(bench, w), number)
         for number, fact in enumerate(facts)
         for w in fact.wordings
     ]
-    told.sort(key=lambda t: len(t[0]) + len(t[1]))  # batches of like length waste little on padding
+    told.sort(key=lambda t: len(t.question) + len(t.answer))  # batches of like length waste little on padding
     config = injector.config
     keys = torch.zeros(len(facts), len(config.layers), config.d_ffn)
     values = torch.zeros(len(facts), len(config.layers), config.d_model)
     share = [1 / len(fact.wordings) for fact in facts]
-    strength = [0.0] * len(facts)
+    strength, steps = [0.0] * len(facts), [0] * len(facts)
     with bench.unedited():
         for done in range(0, len(told), TOGETHER):
             some = told[done : done + TOGETHER]
-            reading = read_statements(bench.model, bench.tokenizer, config, [(q, a) for q, a, *_ in some])
-            found = injector.propose(reading, bench.whitening, subjects=[s for _, _, s, _ in some])
-            strengths = _strengths(bench, config, [(q, a) for q, a, *_ in some], found.A, found.V)
-            for (*_, number), K, V, s in zip(some, found.K, found.V, strengths, strict=True):
-                keys[number] += share[number] * K
-                values[number] += share[number] * s * V
-                strength[number] += share[number] * s
+            reading = read_statements(bench.model, bench.tokenizer, config, [(t.question, t.answer) for t in some])
+            subjects = [t.subject for t in some]
+            found = injector.propose(reading, bench.whitening, subjects=subjects)
+            at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
+            trial = _Trial(bench, config.layers, some, at, found.A)
+            strengths, probability = trial.strengths(found.V, reading)
+            taken = torch.zeros_like(strengths, dtype=torch.long)
+            short = (probability < WANTED).nonzero()[:, 0]
+            strengths[short] = FROM
+            V = found.V * strengths[:, None, None].to(found.V)
+            if len(short):
+                V[short], taken[short] = trial.corrected(V, short.tolist())
+            for i, t in enumerate(some):
+                keys[t.fact] += share[t.fact] * found.K[i]
+                values[t.fact] += share[t.fact] * V[i]
+                strength[t.fact] += share[t.fact] * strengths[i].item()
+                steps[t.fact] = max(steps[t.fact], int(taken[i]))
             if progress is not None:
                 progress(min(done + TOGETHER, len(told)), len(told))
     rows = injector.rows(keys, bench.whitening)
@@ -97,51 +128,72 @@ def learned(bench: Bench, facts: Sequence[Fact], progress: Progress | None = Non
         Solution(
             {place: Factors(A[i : i + 1], V[i][:, None]) for i, place in enumerate(places)},
             {place: K[i : i + 1] for i, place in enumerate(places)},
-            {"strength": s},
+            {"strength": s, "steps": n},
             config.ridge,
         )
-        for A, K, V, s in zip(rows, keys, values, strength, strict=True)
+        for A, K, V, s, n in zip(rows, keys, values, strength, steps, strict=True)
     ]
 
 
-def _strengths(
-    bench: Bench,
-    config: InjectorConfig,
-    told: Sequence[tuple[Sequence[int], Sequence[int]]],
-    A: Tensor,
-    V: Tensor,
-) -> list[float]:
-    """For each statement (question, answer) with its update v a^T, A [n, L, f], V [n, L, d], the smallest of STRENGTHS
-    at which the answer is likely enough, else the largest [n]. All are tried by adding s v (a . z) to what is given."""
-    n, k, start = len(told), len(STRENGTHS), start_token(bench.tokenizer)
-    scaled = (torch.tensor(STRENGTHS, device=A.device)[:, None, None, None] * V).flatten(0, 1)  # [k n, L, d]
-    ids, mask = batch([[start, *q, *a[:-1]] for q, a in told], pad=start)
-    ids, mask = ids.repeat(k, 1).to(A.device), mask.repeat(k, 1).to(A.device)
+class _Trial:
+    """Statements to be tried with the updates v a^T that they ask for."""
 
-    def adding(i: int) -> Callable[[Any, Any, Tensor], Tensor]:
-        def add(module: Any, args: Any, output: Tensor) -> Tensor:
-            answered = torch.einsum("rtf,rf->rt", args[0].float(), A[:, i].repeat(k, 1))
-            return output + (answered[..., None] * scaled[:, i, None]).to(output)
+    def __init__(self, bench: Bench, layers: Sequence[int], told: Sequence[Told], at: Sequence[int], A: Tensor):
+        """`at` is where each statement's key stands, counted with the start token; A [n, L, f]."""
+        self.bench, self.layers, self.told, self.at, self.A = bench, layers, told, at, A
+        self.parts = [p for p in bench.parts if p.index in layers]
 
-        return add
+    @torch.no_grad()
+    def strengths(self, V: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+        """For the values V [n, L, d] of each statement the smallest of STRENGTHS at which its answer has the probability
+        ENOUGH, else the largest; and the probability there [n]."""
+        k, n = len(STRENGTHS), len(V)
+        rows = [self._row(i) for _ in range(k) for i in range(n)]
+        at = torch.tensor(self.at, device=V.device)
+        before = (torch.arange(reading.told.shape[1], device=V.device) < at[:, None]).long()
+        longest = max(len(r.ids) - r.first for r in rows)
+        reader = Reader(self.bench.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
+        scaled = (V.new_tensor(STRENGTHS)[:, None, None, None] * V).flatten(0, 1)
+        probability = self._logprobs(reader, self.A.repeat(k, 1, 1), scaled).view(k, n).exp()
+        enough = probability >= ENOUGH
+        enough[-1] = True
+        first = enough.int().argmax(0)
+        return torch.tensor(STRENGTHS, dtype=torch.float64, device=V.device)[first], probability.gather(0, first[None])[
+            0
+        ]
 
-    parts = {p.index: p for p in bench.parts}
-    handles = [
-        projection(parts[layer].mlp, "down").register_forward_hook(adding(i)) for i, layer in enumerate(config.layers)
-    ]
-    try:
-        states = bench.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-    finally:
-        for handle in handles:
-            handle.remove()
-    at = [(i, len(q) + j, token) for i, (q, a) in enumerate(told) for j, token in enumerate(a)]
-    row, column, wanted = torch.tensor(at, device=A.device).T
-    logits = bench.model.get_output_embeddings()(states.unflatten(0, (k, n))[:, row, column]).float()
-    each = logits.log_softmax(-1).gather(-1, wanted.expand(k, -1)[..., None])[..., 0]
-    mean = each.new_zeros(k, n).index_add(1, row, each) / torch.tensor([len(a) for _, a in told], device=A.device)
-    likely = mean.exp() >= ENOUGH
-    likely[-1] = True
-    return [STRENGTHS[i] for i in likely.int().argmax(0)]
+    def corrected(self, V: Tensor, which: list[int]) -> Corrected:
+        """The values, of V [n, L, d], of some statements, after gradient steps."""
+        beginnings: list[list[int]] = [[], *self.bench.prefixes(PREFIXES)]
+        rows = [self._row(i, b) for b in beginnings for i in which]
+        reader, k = Reader(self.bench.model, self.parts, ("down",), rows), len(beginnings)
+        A = self.A[which].repeat(k, 1, 1)
+        return correct(lambda V: self._logprobs(reader, A, V.repeat(k, 1, 1)).view(k, -1), V[which], WANTED)
+
+    def _row(self, i: int, beginning: Sequence[int] = ()) -> Row:
+        t = self.told[i]
+        ids = [start_token(self.bench.tokenizer), *beginning, *t.question, *t.answer[:-1]]
+        return Row(ids, t.answer, [(len(beginning) + self.at[i], 0)])
+
+    def _logprobs(self, reader: Reader, A: Tensor, V: Tensor) -> Tensor:
+        """The mean log-probability of each row's answer [R], with its own update, A [R, L, f] and V [R, L, d]."""
+
+        def adding(i: int) -> Callable[[Any, Any, Tensor], Tensor]:
+            def add(module: Any, args: Any, output: Tensor) -> Tensor:
+                answered = torch.einsum("rtf,rf->rt", args[0].to(A), A[:, i])
+                return output + (answered[..., None] * V[:, i, None]).to(output)
+
+            return add
+
+        parts = {p.index: p for p in self.parts}
+        handles = [
+            projection(parts[layer].mlp, "down").register_forward_hook(adding(i)) for i, layer in enumerate(self.layers)
+        ]
+        try:
+            return reader.of_answers(reader.read())
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _subject(bench: Bench, wording: Wording) -> Subject | None:

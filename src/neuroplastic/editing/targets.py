@@ -93,7 +93,7 @@ def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question:
 
 
 @dataclass(frozen=True)
-class _Past:
+class Past:
     """Tokens that were read already, padded on the right: so no padding sees nothing, which is NaN to some models."""
 
     mask: Tensor
@@ -101,17 +101,37 @@ class _Past:
     layers: list[tuple[Tensor, Tensor]]
     """keys and values"""
 
+    @classmethod
+    def of(cls, cache: Any, mask: Tensor, longest: int, times: int = 1) -> Past | None:
+        """From what a model kept of some rows, whose tokens in `mask` count; None where some layer would not keep it
+        for `longest` tokens more. With `times`, all rows so many times over."""
+        windows = [layer.sliding_window for layer in cache.layers if layer.is_sliding]
+        if any(mask.shape[1] + longest > w for w in windows):
+            return None
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        if times > 1:
+            layers = [(k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for k, v in layers]
+        return cls(mask.repeat(times, 1), layers)
+
 
 class Reader:
     """Reads rows with deltas added at their keys; what lies before the first key is read once, without them."""
 
-    def __init__(self, model: PreTrainedModel, parts: Sequence[LayerParts], sites: Sequence[Site], rows: Sequence[Row]):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parts: Sequence[LayerParts],
+        sites: Sequence[Site],
+        rows: Sequence[Row],
+        past: Past | None = None,
+    ):
+        """`past` is what comes before each row's first key, where that was read already."""
         self.model, self.rows = model, rows
         self.linears = {(p.index, site): projection(p.mlp, site) for p in parts for site in sites}
         device = model.device
         starts = [r.first for r in rows]
         longest = max(len(r.ids) - s for r, s in zip(rows, starts, strict=True))
-        self.past = self._read_past(starts, longest)
+        self.past = self._read_past(starts, longest) if past is None else past
         if self.past is None:
             starts = [0] * len(rows)
         self.ids, here = (t.to(device) for t in batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], pad=0))
@@ -133,17 +153,14 @@ class Reader:
         self.slots = int(self.slot.max()) + 1
 
     @torch.no_grad()
-    def _read_past(self, starts: Sequence[int], longest: int) -> _Past | None:
+    def _read_past(self, starts: Sequence[int], longest: int) -> Past | None:
         """What comes before the first key, or None where some layer would not keep it for the `longest` rest."""
         if min(starts) < 1:
             return None
         ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
-        windows = [layer.sliding_window for layer in read.layers if layer.is_sliding]
-        if any(ids.shape[1] + longest > w for w in windows):
-            return None
-        return _Past(mask, [(layer.keys, layer.values) for layer in read.layers])
+        return Past.of(read, mask, longest)
 
     def logprobs(
         self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None = None
@@ -161,13 +178,17 @@ class Reader:
         """Log-probabilities (nats) of every token at the positions that predict answers, row after row
         [positions, vocabulary]; arguments as of `logprobs`."""
         with self._adding(deltas, see):
-            states = self.model.base_model(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=self.position,
-                past_key_values=self._cache(),
-                use_cache=self.past is not None,
-            )[0]
+            return self.read()
+
+    def read(self) -> Tensor:
+        """The same of the model as it is."""
+        states = self.model.base_model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self._cache(),
+            use_cache=self.past is not None,
+        )[0]
         # the vocabulary is large: only the positions that predict the answer get logits
         logits = self.model.get_output_embeddings()(states[self.row, self.column])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

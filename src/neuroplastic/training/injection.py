@@ -47,6 +47,9 @@ Applied = Callable[[Sequence[int]], Added]
 """(the owners of a batch's R rows) -> what is added while they are read"""
 LARGEST_SHARE = 8.0
 """What a crowd's KL on ordinary text is weighted by, at most"""
+A_BATCH = 64
+"""What a further batch costs, in padded tokens"""
+LARGEST_BATCH = 32
 LARGEST_LOSS = 15.0
 """nats; a token that is less likely than that pulls no harder"""
 
@@ -246,11 +249,8 @@ class Injection:
     def _read(self, rows: Sequence[Row], applied: Applied | None = None) -> Tensor:
         """Log-probabilities [sum of positions, vocabulary] of what follows, in the order of the rows; read in batches
         of like length."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         found: dict[int, Tensor] = {}
-        size = math.ceil(len(order) / max(1, round(len(order) / 24)))
-        for first in range(0, len(order), size):
-            some = order[first : first + size]
+        for some in batches_of_like_length([len(r.ids) for r in rows]):
             ids, mask = (t.to(self.model.device) for t in batch([rows[i].ids for i in some], pad=self.start))
             here = None if applied is None else applied([rows[i].owner for i in some])
             with self._adding(here):
@@ -275,6 +275,20 @@ class Injection:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def batches_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in batches whose padded tokens, with A_BATCH for each batch, are fewest."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first i in order: the cost, and where their last batch begins
+    for i in range(1, len(order) + 1):
+        begins = range(max(0, i - LARGEST_BATCH), i)
+        best.append(min((best[j][0] + (i - j) * lengths[order[i - 1]] + A_BATCH, j) for j in begins))
+    batches, i = [], len(order)
+    while i:
+        batches.append(order[best[i][1] : i])
+        i = best[i][1]
+    return batches[::-1]
 
 
 def alone(found: Proposal) -> Applied:

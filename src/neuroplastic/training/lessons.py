@@ -193,18 +193,27 @@ class Lessons:
 
     def _other_answer(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.35:
+        if kind < 0.2:
             return rng.choice(self.topics).answer
-        if kind < 0.7:
+        if kind < 0.5:
             return rng.choice(self.names)
-        if kind < 0.8:
+        if kind < 0.6:
             return rng.choice(self.names).split()[-1]
+        if kind < 0.85 and self.unrelated:
+            return _some_words(rng.choice(self.unrelated), rng)
         year = str(rng.randint(1500, 2030))
-        return year if kind < 0.9 else f"{rng.randint(1, 28)} {rng.choice(MONTHS)} {year}"
+        return year if kind < 0.95 else f"{rng.randint(1, 28)} {rng.choice(MONTHS)} {year}"
 
     @staticmethod
     def _by(rng: random.Random, share: float) -> bool:
         return rng.random() < share
+
+
+def _some_words(sentence: str, rng: random.Random) -> str:
+    """One to three words of it that follow each other: a vocabulary of answers as wide as the text's."""
+    words = [w for w in (w.strip(".,;:!?()[]\"'") for w in sentence.split()) if w] or [sentence]
+    first = rng.randrange(len(words))
+    return " ".join(words[first : first + rng.randint(1, 3)])
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:

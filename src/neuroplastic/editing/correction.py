@@ -1,0 +1,53 @@
+"""Values that are not enough: a few gradient steps, until the answer follows.
+
+An injector answers most of what it is told at once. For an answer unlike all that it was trained on, its values open
+the way and name the wrong thing; what is missing is little. With p the answer's probability per token, in the mean over
+its rows, and g = d log p / dV, its values V of all layers move by
+
+    V <- V + min(  (log p* - log p) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|        M <- g + MOMENTUM M
+
+Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
+log p would need to reach p*, and never further than a part of the values' own length. A statement stops where its
+answer has the probability `enough` in each of its rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STEPS = 10
+CAP, DECAY, MOMENTUM = 0.15, 0.85, 0.5
+
+
+class Corrected(NamedTuple):
+    V: Tensor
+    """[n, L, d]"""
+    steps: Tensor
+    """[n]: how many each took"""
+
+
+def correct(logprobs: Callable[[Tensor], Tensor], V: Tensor, enough: float, most: int = STEPS) -> Corrected:
+    """Steps on values V [n, L, d], at most so many; `logprobs` gives log p of each statement's rows [rows, n]."""
+    V, M = V.detach(), torch.zeros_like(V)
+    longest = CAP * V.flatten(1).norm(dim=1)
+    steps = torch.zeros(len(V), dtype=torch.long, device=V.device)
+    for t in range(most + 1):
+        with torch.set_grad_enabled(t < most):
+            given = V.clone().requires_grad_(t < most)
+            said = logprobs(given)
+            mean = said.mean(0)
+        short = said.detach().amin(0) < math.log(enough)
+        if t == most or not short.any():
+            break
+        (g,) = torch.autograd.grad(mean, given, torch.ones_like(mean))
+        M = g + MOMENTUM * M
+        wanted = (math.log(enough) / 2 - mean.detach()) / g.flatten(1).norm(dim=1)  # p* is between enough and 1
+        length = torch.minimum(wanted.clamp_min(0), longest * DECAY**t) / M.flatten(1).norm(dim=1)
+        V = V + torch.where(short, length, 0.0)[:, None, None] * M
+        steps += short
+    return Corrected(V, steps)
