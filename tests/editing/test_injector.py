@@ -193,10 +193,14 @@ def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None
         npt.Workspace.open(workspace.path).inject(FACTS[0])
 
 
+NO_STEPS = 1e-30
+"""A probability that is reached without any."""
+
+
 def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = with_injector(workspace)
     monkeypatch.setattr(learned, "ENOUGH", 1.1)
-    monkeypatch.setattr(learned, "WANTED", 1e-30)  # no gradient steps
+    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
     strong = ws.inject(FACTS[0], method="learned", name="strong")
     ws.undo("strong")
     monkeypatch.setattr(learned, "ENOUGH", 0.0)
@@ -211,6 +215,7 @@ def test_strengths_are_tried_as_the_ledger_applies_them(
 ) -> None:
     """The bar is laid between what two strengths give once they are in the weights."""
     ws = with_injector(workspace)
+    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
     given = {}
     for strength in learned.STRENGTHS:
         monkeypatch.setattr(learned, "STRENGTHS", (strength,))
@@ -218,7 +223,27 @@ def test_strengths_are_tried_as_the_ledger_applies_them(
         ws.undo("tried")
         ws.drop("tried")
     monkeypatch.undo()
+    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
     tokens = len(encode(ws.tokenizer, " Madrid"))
-    likeliest = max(given, key=lambda s: given[s])
-    monkeypatch.setattr(learned, "ENOUGH", given[likeliest] ** (1 / tokens) * (1 - 1e-4))
+    second, likeliest = sorted(given, key=lambda s: given[s])[-2:]
+    between = (given[second] * given[likeliest]) ** 0.5
+    monkeypatch.setattr(learned, "ENOUGH", between ** (1 / tokens))
     assert ws.inject(FACTS[0], method="learned").report["strength"] == likeliest
+
+
+def test_where_no_strength_answers_gradient_steps_do(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = with_injector(workspace)
+    fact = npt.asked("The Eiffel Tower is in the city of", "Madrid")
+    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
+    before = ws.inject(fact, method="learned", name="plain").report
+    ws.undo("plain")
+    monkeypatch.undo()
+    corrected = ws.inject(fact, method="learned", name="corrected")
+    after = corrected.report
+    assert before["steps"] == 0 < after["steps"]
+    assert after["strength"] == learned.FROM
+    assert after["answer_probability_after"] > before["answer_probability_after"]
+    ws.undo("corrected")
+    again = ws.inject(fact, method="learned", name="again")
+    for place, factors in corrected.factors.items():
+        assert torch.equal(again.factors[place].B, factors.B)

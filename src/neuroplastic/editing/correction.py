@@ -2,9 +2,9 @@
 
 An injector answers most of what it is told at once. For an answer unlike all that it was trained on, its values open
 the way and name the wrong thing; what is missing is little. With p the answer's probability per token, in the mean over
-its rows, and g = d log p / dV, its values V of all layers move by
+its rows, p_min in the worst of them, and g = d log p / dV, its values V of all layers move by
 
-    V <- V + min(  (log p* - log p) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|        M <- g + MOMENTUM M
+    V <- V + min(  (log p* - log p_min) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|        M <- g + MOMENTUM M
 
 Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
 log p would need to reach p*, and never further than a part of the values' own length. A statement stops where its
@@ -41,12 +41,13 @@ def correct(logprobs: Callable[[Tensor], Tensor], V: Tensor, enough: float, most
             given = V.clone().requires_grad_(t < most)
             said = logprobs(given)
             mean = said.mean(0)
-        short = said.detach().amin(0) < math.log(enough)
+        worst = said.detach().amin(0)
+        short = worst < math.log(enough)
         if t == most or not short.any():
             break
         (g,) = torch.autograd.grad(mean, given, torch.ones_like(mean))
         M = g + MOMENTUM * M
-        wanted = (math.log(enough) / 2 - mean.detach()) / g.flatten(1).norm(dim=1)  # p* is between enough and 1
+        wanted = (math.log(enough) / 2 - worst) / g.flatten(1).norm(dim=1)  # p* is between enough and 1
         length = torch.minimum(wanted.clamp_min(0), longest * DECAY**t) / M.flatten(1).norm(dim=1)
         V = V + torch.where(short, length, 0.0)[:, None, None] * M
         steps += short

@@ -145,7 +145,7 @@ class _Trial:
 
     @torch.no_grad()
     def strengths(self, V: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
-        """For the values V [n, L, d] of each statement the smallest of STRENGTHS at which its answer has the probability
+        """For each statement's values V [n, L, d] the smallest of STRENGTHS at which its answer has the probability
         ENOUGH, else the largest; and the probability there [n]."""
         k, n = len(STRENGTHS), len(V)
         rows = [self._row(i) for _ in range(k) for i in range(n)]

@@ -1,0 +1,58 @@
+"""The gradient steps of editing/correction.py, on functions whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from neuroplastic.editing.correction import CAP, STEPS, correct
+
+
+def linear(G: Tensor, offset: Tensor, counted: list[int] | None = None):
+    """log p = offset + G . V, but no more than 0 [1, n]."""
+
+    def logprobs(V: Tensor) -> Tensor:
+        if counted is not None:
+            counted.append(1)
+        return (offset + (G * V).sum((1, 2))).clamp_max(0)[None]
+
+    return logprobs
+
+
+def test_a_linear_log_probability_is_reached_in_one_step() -> None:
+    torch.manual_seed(0)
+    V, G = torch.randn(1, 2, 5).double() * 10, torch.randn(1, 2, 5).double()
+    offset = -1 - (G * V).sum((1, 2))  # log p is -1 at V
+    found = correct(linear(G, offset), V, 0.8)
+    assert found.steps.tolist() == [1]
+    assert math.isclose(linear(G, offset)(found.V).item(), math.log(0.8) / 2, abs_tol=1e-9)
+    moved = found.V - V
+    assert torch.allclose(moved / moved.norm(), G / G.norm())
+
+
+def test_a_step_is_bounded_and_what_answers_is_left_alone() -> None:
+    torch.manual_seed(0)
+    V, G = torch.randn(2, 2, 5).double(), 0.01 * torch.randn(2, 2, 5).double()
+    offset = torch.tensor([-50.0, -0.1]).double() - (G * V).sum((1, 2))
+    one = correct(linear(G, offset), V, 0.8, most=1)
+    assert one.steps.tolist() == [1, 0]
+    assert math.isclose((one.V - V)[0].norm().item(), CAP * V[0].norm().item(), rel_tol=1e-9)
+    assert torch.equal(one.V[1], V[1])
+    counted: list[int] = []
+    many = correct(linear(G, offset, counted), V, 0.8)
+    assert many.steps.tolist() == [STEPS, 0]
+    assert len(counted) == STEPS + 1
+    assert (many.V - V)[0].norm() < STEPS * CAP * V[0].norm()
+
+
+def test_the_worst_row_decides() -> None:
+    V, g = torch.ones(1, 1, 2).double(), torch.tensor([1.0, 0.0]).double()
+
+    def logprobs(V: Tensor) -> Tensor:
+        return torch.stack([(V @ g)[:, 0] - 1, (V @ g)[:, 0] - 1.4])  # 0 and -.4 at first
+
+    found = correct(logprobs, V, 0.8)
+    assert found.steps.item() > 0
+    assert logprobs(found.V).min() >= math.log(0.8)
