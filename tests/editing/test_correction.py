@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from neuroplastic.editing.correction import CAP, STEPS, correct
 
 
-def linear(G: Tensor, offset: Tensor, counted: list[int] | None = None):
+def linear(G: Tensor, offset: Tensor, counted: list[int] | None = None) -> Callable[[Tensor], Tensor]:
     """log p = offset + G . V, but no more than 0 [1, n]."""
 
     def logprobs(V: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from facts import facts
 from families import tiny
-from neuroplastic.editing.injector import Injector, InjectorConfig
 from neuroplastic.editing import learned
+from neuroplastic.editing.injector import Injector, InjectorConfig
 from neuroplastic.editing.learned import INJECTOR_FILE
 from neuroplastic.surgery import mode
 from neuroplastic.training.injection import Injection

@@ -67,10 +67,11 @@ def inject(
             answer).
         from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
             question and answer, and optionally subject, wordings, name.
-        method: learned asks a trained injector, which reads the statement once; consolidate finds what the early MLPs
-            should have written at the fact's subject, and solves for it in closed form; refine goes on from there by
-            gradient steps, holding neighbours and ordinary text in place; token makes the last token's own modulation
-            permanent (default learned where the model has an injector, else consolidate).
+        method: learned asks a trained injector, which reads the statement once, and adds a few gradient steps where its
+            update does not answer; consolidate finds what the early MLPs should have written at the fact's subject, and
+            solves for it in closed form; refine goes on from there by gradient steps, holding neighbours and ordinary
+            text in place; token makes the last token's own modulation permanent (default learned where the model has an
+            injector, else consolidate).
         start: Method that refine starts from.
         alpha: Strength: scales the weight change (default 1; 0.1 for token).
         layers: Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early;

@@ -19,10 +19,11 @@ class InjectOptions:
     """How a fact becomes a change of weights."""
 
     method: Method | None = None
-    """learned asks a trained injector, which reads the statement once; consolidate finds what the early MLPs should
-    have written at the fact's subject and solves for it in closed form; refine goes on from there by gradient steps,
-    holding neighbours and ordinary text in place; token makes the last token's own modulation permanent (default
-    learned where the model has an injector and no option needs another method, else consolidate)."""
+    """learned asks a trained injector, which reads the statement once, and adds a few gradient steps where its update
+    does not answer; consolidate finds what the early MLPs should have written at the fact's subject and solves for it
+    in closed form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place; token
+    makes the last token's own modulation permanent (default learned where the model has an injector and no option needs
+    another method, else consolidate)."""
 
     alpha: float | None = None
     """Strength: scales the weight change (default 1; 0.1 for token)."""

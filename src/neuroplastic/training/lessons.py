@@ -1,8 +1,8 @@
 """What an injector is trained on: facts to be told in one wording and asked in others, with neighbours that stay.
 
 Of each record a lesson is drawn anew every time it comes up: which wording is told, which are asked, behind which
-unrelated sentence, as a chat or not; and, for some, another answer than the record's (another record's, a name, a year,
-a date), so that the injector learns to write down what it is told and not what is usual.
+unrelated sentence, as a chat or not; and, for some, another answer than the record's (another record's, a name, words
+of ordinary text, a year, a date), so that the injector learns to write down what it is told and not what is usual.
 """
 
 from __future__ import annotations
