@@ -4,7 +4,7 @@ python benchmarks/train_step.py [--rank 64] [--rows 8] [--length 128] [--repeat 
 
 smollm2-135m in float32, `dual`. Both make the same losses of the same generators on the same batch and step the same
 optimiser; the plain recipe has the KL of the logits too, which is what its pass through the model is for. Medians. Bar:
-at least 2.5 times faster, for the top two layers and for all. By default each of many layers learns from every second
+at least 2.5 times faster, for the top two layers and for all. By default each of many layers learns from every fourth
 token of the batch, which all are read (`--every` of `npt train`); `every token` is the same step without that.
 """
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 FEW_LAYERS = 6
 """So many learn from every token unless settings say otherwise: the frozen forward is most of the work."""
+EVERY = 4
+"""More learn from every so-manieth: neighbouring tokens say much the same, and what is saved is another step."""
 LOOKED_AT = 16
 """Each so-manieth token serves for what is only logged."""
 
@@ -90,7 +92,7 @@ class Distillation(nn.Module):
         """The direct loss of every layer from one frozen forward."""
         direct: dict[int, Tensor] = {}
         learning = torch.is_grad_enabled()
-        n = self.settings.every or (1 if len(self.plastic) <= FEW_LAYERS else 2)
+        n = self.settings.every or (1 if len(self.plastic) <= FEW_LAYERS else EVERY)
 
         def see(seen: Seen) -> None:
             i = seen.parts.index

@@ -60,7 +60,7 @@ class TrainSettings(LoopSettings):
 
     every: int | None = None
     """In the teacher stage each layer learns from every so-manieth token; all are read (default: from all where at
-    most six layers learn, else from every second one, which makes a step a third shorter)."""
+    most six layers learn, else from every fourth one)."""
 
     data: str | None = None
     """Text file (paragraphs), .jsonl with a text field, or a Hugging Face dataset id or a folder that `datasets` reads,
