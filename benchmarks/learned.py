@@ -7,8 +7,8 @@ Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $N
 package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
 edits in place, made in one call, first solved together as the ledger does and then merely added up; CounterFact edits
 come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked. The model writes freely about
---asked records. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from
-there.
+--asked records, or not at all about 0. Prints what was measured, and which bars are met. With --report, a run that was
+cut off goes on from there.
 """
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def alone(
     kept = None if options.report is None else Kept(options.report / name, settings, Row)
     with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
         found = summarise(evaluate(Examination(editor, suite), chosen, contenders, kept, step), suite, options.seed)
+    if not options.asked:
+        return found
     written = Examination(editor, suite, generate=True, seed=options.seed)
     kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
     with progress(f"{name}: free writing") as step:
@@ -191,8 +193,9 @@ def bars(found: dict[str, Any]) -> dict[str, bool]:
         bar("NS", own["NS"][0], base["NS"][0] - 0.02)
         bar("S of its ceiling", own["S"][0] / ceiling, 0.97)
         limit("rise of perplexity per edit", own["perplexity"][0], 0.005)
-        bar("free writing, edit prompts", own["es_gen"][0], 0.9)
-        bar("free writing, paraphrases", own["ps_gen"][0], 0.8)
+        if "es_gen" in own:
+            bar("free writing, edit prompts", own["es_gen"][0], 0.9)
+            bar("free writing, paraphrases", own["ps_gen"][0], 0.8)
         if "rome" in methods:
             rome = methods["rome"]["figures"]
             bar("S beside ROME's", own["S"][0], rome["S"][0])
