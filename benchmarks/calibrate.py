@@ -75,15 +75,11 @@ def main() -> None:
             rows.append(Row(layers, what, done.generator_parameters, rises[0], rises[1], done.seconds))
             if not options.json:
                 show(rows[-1])
-    bars = (
-        {}
-        if options.sequential
-        else {
-            "top two layers, rank 64, within 1 %": rows[0].rise <= 0.01,
-            "all layers, rank 256, within 5 %": rows[1].rise <= 0.05,
-            "all layers in under 90 s": rows[1].seconds < 90,
-        }
-    )
+    bars: dict[str, bool] = {}
+    if not options.sequential:
+        bars["top two layers, rank 64, within 1 %"] = rows[0].rise <= 0.01
+        bars["all layers, rank 256, within 5 %"] = rows[1].rise <= 0.05
+        bars["all layers in under 90 s"] = rows[1].seconds < 90
     if options.json:
         print(json.dumps({"perplexity_base": base, "rows": [asdict(r) for r in rows], "bars": bars}))
         return

@@ -57,3 +57,9 @@ def test_the_worst_row_decides() -> None:
     found = correct(logprobs, V, 0.8)
     assert found.steps.item() > 0
     assert logprobs(found.V).min() >= math.log(0.8)
+
+
+def test_a_gradient_of_nothing_moves_nothing() -> None:
+    V = torch.randn(1, 2, 5)
+    found = correct(lambda V: 0 * V.sum((1, 2))[None] - 3, V, 0.8)
+    assert torch.equal(found.V, V)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 STEPS = 10
+"""of the gradient, at most"""
 CAP, DECAY, MOMENTUM = 0.15, 0.85, 0.5
 
 
@@ -34,7 +35,7 @@ class Corrected(NamedTuple):
 def correct(logprobs: Callable[[Tensor], Tensor], V: Tensor, enough: float, most: int = STEPS) -> Corrected:
     """Steps on values V [n, L, d], at most so many; `logprobs` gives log p of each statement's rows [rows, n]."""
     V, M = V.detach(), torch.zeros_like(V)
-    longest = CAP * V.flatten(1).norm(dim=1)
+    longest = CAP * _length(V)
     steps = torch.zeros(len(V), dtype=torch.long, device=V.device)
     for t in range(most + 1):
         with torch.set_grad_enabled(t < most):
@@ -47,8 +48,13 @@ def correct(logprobs: Callable[[Tensor], Tensor], V: Tensor, enough: float, most
             break
         (g,) = torch.autograd.grad(mean, given, torch.ones_like(mean))
         M = g + MOMENTUM * M
-        wanted = (math.log(enough) / 2 - worst) / g.flatten(1).norm(dim=1)  # p* is between enough and 1
-        length = torch.minimum(wanted.clamp_min(0), longest * DECAY**t) / M.flatten(1).norm(dim=1)
+        wanted = (math.log(enough) / 2 - worst) / _length(g)  # p* is between enough and 1
+        length = torch.minimum(wanted.clamp_min(0), longest * DECAY**t) / _length(M)
         V = V + torch.where(short, length, 0.0)[:, None, None] * M
         steps += short
     return Corrected(V, steps)
+
+
+def _length(V: Tensor) -> Tensor:
+    """|V| of each statement [n]; above 0, so that a gradient of nothing moves nothing."""
+    return V.flatten(1).norm(dim=1).clamp_min(torch.finfo(V.dtype).tiny)

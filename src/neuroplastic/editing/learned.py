@@ -157,10 +157,9 @@ class _Trial:
         probability = self._logprobs(reader, self.A.repeat(k, 1, 1), scaled).view(k, n).exp()
         enough = probability >= ENOUGH
         enough[-1] = True
-        first = enough.int().argmax(0)
-        return torch.tensor(STRENGTHS, dtype=torch.float64, device=V.device)[first], probability.gather(0, first[None])[
-            0
-        ]
+        smallest = enough.int().argmax(0)
+        chosen = torch.tensor(STRENGTHS, dtype=torch.float64, device=V.device)[smallest]
+        return chosen, probability[smallest, torch.arange(n, device=V.device)]
 
     def corrected(self, V: Tensor, which: list[int]) -> Corrected:
         """The values, of V [n, L, d], of some statements, after gradient steps."""

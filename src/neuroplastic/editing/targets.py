@@ -181,7 +181,7 @@ class Reader:
             return self.read()
 
     def read(self) -> Tensor:
-        """The same of the model as it is."""
+        """Predictions without any delta: of the model as it is, with whatever hooks it has."""
         states = self.model.base_model(
             input_ids=self.ids,
             attention_mask=self.mask,
