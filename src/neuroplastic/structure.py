@@ -64,6 +64,16 @@ def mlp_of(layer: nn.Module) -> nn.Module:
     return next(m for m in layer.children() if all(hasattr(m, name) for name in PROJECTIONS.values()))
 
 
+def attention_of(layer: nn.Module) -> nn.Module | None:
+    """The softmax attention of a decoder layer, with queries and an o_proj; None where it has none."""
+    for child in layer.children():
+        owned = {name for name, _ in child.named_children()}
+        recurrent = {"A_log", "dt_bias"} & set(dict(child.named_parameters(recurse=False))) or "conv1d" in owned
+        if "o_proj" in owned and any(n.startswith("q") for n in owned) and not recurrent:
+            return child
+    return None
+
+
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:
     """The parts of the chosen layers. Runs one forward over four tokens; changes nothing.
 
@@ -86,13 +96,9 @@ def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]
 
 
 def _attention(i: int, layer: nn.Module) -> nn.Module:
-    children = list(layer.children())
-    for child in children:
-        owned = {name for name, _ in child.named_children()}
-        recurrent = {"A_log", "dt_bias"} & set(dict(child.named_parameters(recurse=False))) or "conv1d" in owned
-        if "o_proj" in owned and any(n.startswith("q") for n in owned) and not recurrent:
-            return child
-    names = ", ".join(type(c).__name__ for c in children)
+    if (found := attention_of(layer)) is not None:
+        return found
+    names = ", ".join(type(c).__name__ for c in layer.children())
     raise NPTError(f"layer {i} has no softmax attention with an o_proj (it has {names}); leave it out of --layers")
 
 

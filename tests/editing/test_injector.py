@@ -18,6 +18,7 @@ from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_
 from neuroplastic.editing.learned import INJECTOR_FILE
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.statistics import Whitening
+from neuroplastic.structure import decoder_layers, inspect_layers
 from neuroplastic.text import encode
 
 TOLD = [
@@ -58,6 +59,34 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
     fired = torch.einsum("nlf,nlf->nl", both.A, both.K)
     d = torch.einsum("nlf,nlf->nl", both.K, both.K) / 2  # k . C^-1 k
     assert_close(fired, d / (config.ridge + d))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_the_residual_stream_or_what_attention_gives(family: str, no_grad: None) -> None:
+    tokenizer = make_tokenizer()
+    model = tiny(family, vocab_size=len(tokenizer))
+    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD[:1]]
+    ids = torch.tensor([[tokenizer.bos_token_id or 0, *told[0][0], *told[0][1]]])
+    made: dict[str, list[torch.Tensor]] = {"attention": [], "residual": [model.get_input_embeddings()(ids)]}
+    for p in inspect_layers(model, range(len(decoder_layers(model)))):
+        p.attention.register_forward_hook(lambda module, args, out: made["attention"].append(out[0]))
+        p.layer.register_forward_hook(lambda module, args, out: made["residual"].append(out))
+    model.base_model(input_ids=ids)
+    expected = {name: [t[0] if isinstance(t, tuple) else t for t in ts] for name, ts in made.items()}
+    for reads, ts in expected.items():
+        config = InjectorConfig.fitting(model, tokens(), reads, max_length=40)  # type: ignore[arg-type]
+        assert config.depths[0] == (-1 if reads == "residual" else 0)
+        found = read_statements(model, tokenizer, config, told).features
+        first = 1 if reads == "residual" else 0
+        normed = [torch.nn.functional.layer_norm(ts[i + first], (config.d_model,)) for i in config.depths]
+        assert_close(found, torch.cat(normed, -1))
+
+
+def test_embeddings_have_no_attention() -> None:
+    with pytest.raises(npt.NPTError, match="no attention"):
+        InjectorConfig((0,), (-1, 0), (1.0,), 8, 16, reads="attention")
+    with pytest.raises(npt.NPTError, match="residual or attention"):
+        InjectorConfig((0,), (0,), (1.0,), 8, 16, reads="hidden")  # type: ignore[arg-type]
 
 
 def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad: None) -> None:

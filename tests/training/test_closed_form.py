@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_ridge_is_the_weighted_minimum() -> None:
 
 def injector(**options: int) -> Injector:
     torch.manual_seed(1)
-    shape = {"width": 8, "heads": 2, "pools": 2, "straight": 24, "hidden": 4, "max_length": 8} | options
+    shape: dict[str, Any] = {"width": 8, "heads": 2, "pools": 2, "straight": 24, "hidden": 4, "max_length": 8} | options
     return Injector(InjectorConfig((0, 1), (-1, 0), (1.0, 2.0), 6, 10, **shape)).eval()
 
 

@@ -74,6 +74,37 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Pat
     assert sorted(gained)[len(gained) // 4] > 2
 
 
+@pytest.mark.parametrize("reads", ["residual", "attention"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_nothing_in_it_is_of_one_model(family: str, reads: Any, cache: Path, tmp_path: Path) -> None:
+    """A few steps, alone and in a crowd, on other structures, depths and widths; and the injector is then used."""
+    tokenizer = make_tokenizer()
+    model = tiny(family, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1, num_hidden_layers=3)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    workspace = npt.Workspace.create(tmp_path / "w", tmp_path / "base")
+    train_injector(
+        workspace,
+        [facts(tmp_path / "train.jsonl", 40)],
+        held_out=4,
+        examples=12,
+        loop=LoopSettings(steps=6, lr=3e-3, warmup=2, eval_every=0),
+        injection=replace(SHORT, keys_first=1, alone_first=2, crowd_every=2),
+        variety=PLAIN,
+        width=16,
+        reads=reads,
+    )
+    log = read_log(workspace.path / "training/injector")
+    assert log[1]["gradient"] > 0
+    assert log[3]["crowd"] > 0
+    injector = workspace.editor.injector
+    assert injector is not None
+    assert injector.config.reads == reads
+    edit = workspace.inject("The golden gate is in Paris.")
+    assert edit.method == "learned"
+    assert {layer for layer, _ in edit.factors} == set(injector.config.layers)
+
+
 def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(workspace: npt.Workspace, tmp_path: Path) -> None:
     data = facts(tmp_path / "train.jsonl", 40)
     whole = task(workspace, data)

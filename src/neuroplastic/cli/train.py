@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import UseAppendAction
@@ -29,6 +29,7 @@ def train_injector(
     start: Path | None = None,
     width: int = 256,
     max_length: int = 64,
+    reads: Literal["residual", "attention"] = "residual",
     resume: bool = False,
     loop: Loop = LoopSettings(),  # noqa: B008
     learning: Learning = InjectionSettings(),  # noqa: B008
@@ -52,6 +53,7 @@ def train_injector(
         start: Injector file to go on from.
         width: Width of the network (a new one).
         max_length: Longest statement, in tokens (of a new one).
+        reads: What it reads of a statement (a new one): the residual stream, or what attention gives.
         resume: Go on with the training that the workspace holds.
         loop: How long and how fast.
         learning: On what.
@@ -78,6 +80,7 @@ def train_injector(
         variety=variety,
         width=width,
         max_length=max_length,
+        reads=reads,
         resume=resume,
     )
     return show_result(json, card, _show)

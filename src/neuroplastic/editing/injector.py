@@ -2,7 +2,8 @@
 
 One forward pass of the frozen model over  start token, question, answer  gives, of every token t,
 
-    e_t       features: the residual stream at several depths, layer-normed and concatenated   [depths * d]
+    e_t       features: the residual stream at several depths, or what attention gives there,
+              layer-normed and concatenated                                                    [depths * d]
     m_t^l     what the down projection of edited layer l reads                                 [f]
 
 From these, with s_t = Mixer(W e_t + position + answer flag):
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,14 @@ from torch.nn import functional as F
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..statistics import Whitening
-from ..structure import decoder_layers, mlp_of, projection
+from ..structure import attention_of, decoder_layers, mlp_of, projection
 from ..text import batch, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMAT = 1
+Reads = Literal["residual", "attention"]
 FAR = -1e4
 """The score of a token that must not be chosen."""
 
@@ -53,7 +55,7 @@ class InjectorConfig:
     layers: tuple[int, ...]
     """layers whose down projection is edited"""
     depths: tuple[int, ...]
-    """layers behind which the residual stream is read as features; -1 for the token embeddings"""
+    """layers behind which the residual stream is read as features, or whose attention is; -1 for token embeddings"""
     norms: tuple[float, ...]
     """mean norm of what each edited projection gives on ordinary text"""
     d_model: int
@@ -70,6 +72,8 @@ class InjectorConfig:
     rho: float = 0.5
     """strength of the ridge that edits are solved under, alone or together, in units of d_ffn, which is what
     k . C^-1 k is at an ordinary token on average"""
+    reads: Reads = "residual"
+    """what features are: the residual stream, or attention's output, from which dynamic mode makes its updates"""
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "d_ffn", "width", "heads", "mixers", "pools", "straight", "hidden", "max_length")
@@ -77,6 +81,8 @@ class InjectorConfig:
             raise NPTError(f"an injector's {bad[0]} must be at least 1, not {getattr(self, bad[0])}")
         if not self.layers or not self.depths or min(self.layers) < 0 or min(self.depths) < -1:
             raise NPTError("an injector needs layers to edit and depths to read")
+        if self.reads not in get_args(Reads) or (self.reads == "attention" and min(self.depths) < 0):
+            raise NPTError(f"an injector reads {' or '.join(get_args(Reads))}, and embeddings have no attention")
         if self.width % self.heads or self.pools % 2:
             raise NPTError("an injector's width must be a multiple of its heads, and its pools even")
         if len(self.norms) != len(self.layers) or not min(*self.norms, self.rho) > 0:
@@ -88,16 +94,20 @@ class InjectorConfig:
 
     @classmethod
     @torch.no_grad()
-    def fitting(cls, model: PreTrainedModel, text: Tensor, **options: Any) -> InjectorConfig:
+    def fitting(cls, model: PreTrainedModel, text: Tensor, reads: Reads = "residual", **options: Any) -> InjectorConfig:
         """For a model of any depth and width: six layers from a tenth of its depth on, where a subject's last token
-        says the same in every context, and six depths to read. On 30 layers: 3 to 8, and -1, 6, 12, 18, 24, 29.
+        says the same in every context, and six depths to read. On 30 layers: 3 to 8, and -1, 6, 12, 18, 24, 29 (of
+        attention 0 in place of -1; layers without a softmax attention are left out).
 
         `text` (N, T) is ordinary text, each row behind the start token.
         """
         layers = decoder_layers(model)
         n, down = len(layers), projection(mlp_of(layers[0]), "down")
         edited = sorted({min(n - 1, round(n / 10) + i) for i in range(max(1, min(6, round(n / 5))))})
-        depths = sorted({-1, *(min(n - 1, round(n * i / 5)) for i in range(1, 6))})
+        first = -1 if reads == "residual" else 0
+        depths = sorted({first, *(min(n - 1, round(n * i / 5)) for i in range(1, 6))})
+        if reads == "attention":
+            depths = [i for i in depths if attention_of(layers[i]) is not None]
         norms: dict[int, float] = {}
         handles = [
             projection(mlp_of(layers[i]), "down").register_forward_hook(
@@ -110,7 +120,7 @@ class InjectorConfig:
         finally:
             for handle in handles:
                 handle.remove()
-        fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths)}
+        fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths), "reads": reads}
         fitted["norms"] = tuple(norms[i] for i in edited)
         fitted |= {"d_model": down.out_features, "d_ffn": down.in_features}
         return cls(**{**fitted, **options})
@@ -333,7 +343,7 @@ def read_statements(
 
 @contextmanager
 def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """By layer: the residual stream behind it, and what its down projection reads, of the pass made inside."""
+    """By layer: what features are made of, and what its down projection reads, of the pass made inside."""
     layers = decoder_layers(model)
     hidden: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
@@ -344,8 +354,15 @@ def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple
     def into(i: int) -> Any:
         return lambda module, args: read.__setitem__(i, args[0])
 
-    embeddings = model.get_input_embeddings()
-    handles = [(embeddings if i < 0 else layers[i]).register_forward_hook(behind(i)) for i in config.depths]
+    def source(i: int) -> nn.Module:
+        if config.reads == "residual":
+            return model.get_input_embeddings() if i < 0 else layers[i]
+        if (attention := attention_of(layers[i])) is None:
+            raise NPTError(f"the injector reads the attention of layer {i}, which has none")
+        return attention
+
+    sources = {i: source(i) for i in config.depths}
+    handles = [module.register_forward_hook(behind(i)) for i, module in sources.items()]
     handles += [projection(mlp_of(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
     try:
         yield hidden, read

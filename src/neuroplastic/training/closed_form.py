@@ -63,7 +63,7 @@ def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], f
     """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on; under a name
     made of the model, the topics and what is read, so that another search finds nothing of this one."""
     config, model, tokenizer = injector.config, editor.model, editor.tokenizer
-    searched = json.dumps([editor.sha256, config.layers, config.depths, [astuple(t) for t in topics]])
+    searched = json.dumps([editor.sha256, config.layers, config.depths, config.reads, [astuple(t) for t in topics]])
     folder = folder / hashlib.sha256(searched.encode()).hexdigest()[:16]
     parts = [p for p in editor.parts if p.index in config.layers]
     prefix = editor.text[0][:1, 1:6].tolist()

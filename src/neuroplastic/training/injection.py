@@ -82,7 +82,8 @@ class Injection:
         seed: int,
     ):
         """`held` are topics to measure on; `texts` ordinary text in tokens, without a start token."""
-        self.editor, self.module, self.injector = editor, injector, injector
+        self.editor, self.injector = editor, injector
+        self.module: nn.Module = injector
         self.lessons, self.held, self.texts, self.settings, self.seed = lessons, held, texts, settings, seed
         self.model, self.tokenizer = editor.model, editor.tokenizer
         self.start = start_token(self.tokenizer)

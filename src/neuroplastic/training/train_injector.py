@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..console import note
-from ..editing.injector import Injector, InjectorConfig
+from ..editing.injector import Injector, InjectorConfig, Reads
 from ..editing.learned import INJECTOR_FILE
 from ..errors import NPTError
 from ..files import file_hash
@@ -47,6 +47,7 @@ def train_injector(
     variety: Variety | None = None,
     width: int = 256,
     max_length: int = 64,
+    reads: Reads = "residual",
     resume: bool = False,
 ) -> dict[str, Any]:
     """Trains an injector for the workspace's base model and puts it into the workspace; returns its card.
@@ -54,8 +55,9 @@ def train_injector(
     `data` are files of facts (see `read_topics`); facts about the subjects in the files `without` are left out, so
     that these can serve to measure it; `held_out` further ones, drawn at random, are measured on the way. `text` is a
     file of ordinary text to hold in place beside what the model writes itself. Training begins with a linear path that
-    is fitted in closed form to `examples` facts (none for 0), or with the injector in the file `start`. Checkpoints and
-    log are in training/injector of the workspace. Its edits are taken out of the weights meanwhile.
+    is fitted in closed form to `examples` facts (none for 0), or with the injector in the file `start`. `width`,
+    `max_length` and `reads` are of a new one. Checkpoints and log are in training/injector of the workspace. Its edits
+    are taken out of the weights meanwhile.
 
     Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down.
     """
@@ -75,7 +77,7 @@ def train_injector(
     torch.manual_seed(loop.seed)
     if start is None:
         with editor.only(()):
-            config = InjectorConfig.fitting(ws.model, own[:16], width=width, max_length=max_length)
+            config = InjectorConfig.fitting(ws.model, own[:16], reads, width=width, max_length=max_length)
         injector = Injector(config)
     else:
         injector = Injector.load(Path(start), ws.base.sha256)[0]
