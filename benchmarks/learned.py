@@ -1,7 +1,7 @@
 """The injector against its bars: quality beside ROME, time, many edits in place, zsRE, free writing.
 
-python benchmarks/learned.py [--data FOLDER] [--workspace W] [--records 200] [--asked 100] [--kept 1,10,30,100,300,1000]
-    [--skip rome] [--seed 0] [--report DIR] [--json]
+python benchmarks/learned.py [--data FOLDER] [--workspace W] [--quick] [--records 200] [--asked 100]
+    [--kept 1,10,30,100,300,1000] [--skip rome] [--seed 0] [--report DIR] [--json]
 
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
 package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
@@ -33,7 +33,7 @@ from neuroplastic.console import progress
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.editor import Editor
 from neuroplastic.editing.fact import asked
-from neuroplastic.evaluation.contenders import contender
+from neuroplastic.evaluation.contenders import contender, injected
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.examination import Examination
 from neuroplastic.evaluation.kept import Kept
@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--quick", action="store_true", help="edits as of npt inject --quick")
     parser.add_argument("--records", type=int, default=200)
     parser.add_argument("--asked", type=int, default=100)
     parser.add_argument("--kept", default="1,10,30,100,300,1000")
@@ -83,7 +84,7 @@ def main() -> None:
             chosen = records(options, "zsre")[: options.records]
             found["zsre"] = alone(ws.editor, "zsre", chosen, ["unedited", "learned"], options)
         if "time" not in skip:
-            found["time"] = timed(ws, counterfact[:100])
+            found["time"] = timed(ws, counterfact[:100], npt.InjectOptions("learned", quick=options.quick))
         if "kept" not in skip:
             sizes = [int(n) for n in options.kept.split(",")]
             more = [replace(r, id=f"zsre {r.id}") for r in records(options, "zsre")]
@@ -108,7 +109,14 @@ def alone(
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
     suite, contenders = suite_named(name), {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
-    settings = {"suite": name, "records": [r.id for r in chosen], "methods": methods, "base": editor.sha256}
+    contenders["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
+    settings = {
+        "suite": name,
+        "quick": options.quick,
+        "records": [r.id for r in chosen],
+        "methods": methods,
+        "base": editor.sha256,
+    }
     kept = None if options.report is None else Kept(options.report / name, settings, Row)
     with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
         found = summarise(evaluate(Examination(editor, suite), chosen, contenders, kept, step), suite, options.seed)
@@ -124,19 +132,19 @@ def alone(
     return found
 
 
-def timed(ws: npt.Workspace, chosen: Sequence[Record]) -> dict[str, float]:
+def timed(ws: npt.Workspace, chosen: Sequence[Record], options: npt.InjectOptions) -> dict[str, float]:
     """Seconds: an edit's own, a whole call of `inject` with all that it measures, and a hundred facts in one call."""
     facts = [asked(r.prompt, r.new) for r in chosen]
     own, whole = [], []
     for fact in facts[:11]:  # the first warms up
         began = time.perf_counter()
-        edit = ws.inject(fact, method="learned")
+        (edit,) = ws.inject_all([fact], options)
         whole.append(time.perf_counter() - began)
         own.append(edit.report["seconds"])
         ws.undo(edit.name)
         ws.drop(edit.name)
     began = time.perf_counter()
-    made = ws.editor.make(facts, npt.InjectOptions("learned"), [str(i) for i in range(len(facts))])
+    made = ws.editor.make(facts, options, [str(i) for i in range(len(facts))])
     together = time.perf_counter() - began
     return {
         "edit": sorted(own[1:])[5],
@@ -155,7 +163,9 @@ def in_place(
     if len(taught) < max(sizes):
         raise npt.NPTError(f"there are {len(taught)} records for {max(sizes)} edits; give smaller --kept")
     facts = [asked(r.prompt, r.new) for r in taught]
-    made = editor.make(facts, npt.InjectOptions("learned"), [f"kept-{i}" for i in range(len(facts))])
+    made = editor.make(
+        facts, npt.InjectOptions("learned", quick=options.quick), [f"kept-{i}" for i in range(len(facts))]
+    )
     placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
     suite = suite_named("counterfact")
     examination, ordinary = Examination(editor, suite), OrdinaryText(editor)

@@ -214,6 +214,7 @@ class Workspace:
         start: Start = "consolidate",
         keep: Sequence[str] = (),
         consistent: bool = False,
+        quick: bool = False,
     ) -> Edit:
         """Writes a fact into the weights and into the ledger; returns the edit, whose report says what it did.
 
@@ -222,7 +223,9 @@ class Workspace:
         would rise by more than `max_drift`, if `require`, the answer is not the likeliest one afterwards, or, if
         `consistent`, an active edit answers the same question otherwise.
         """
-        options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require, consistent)
+        options = InjectOptions(
+            method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require, consistent, quick
+        )
         return self.inject_all([fact], options, [name])[0]
 
     def inject_all(

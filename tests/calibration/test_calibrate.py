@@ -17,7 +17,7 @@ from families import FAMILIES, PRE_NORM, tiny, tokens
 from neuroplastic.calibration.calibrate import fit_generators
 from neuroplastic.calibration.fit import matrix, solve, write
 from neuroplastic.calibration.moments import collect
-from neuroplastic.calibration.sensitivity import sensitivities
+from neuroplastic.calibration.sensitivity import fisher_information, sensitivities
 from neuroplastic.cli import main
 from neuroplastic.files import read_json, write_json
 from neuroplastic.modulation import residual_growth
@@ -242,6 +242,15 @@ def test_sensitivity_is_what_a_small_error_costs(family: str) -> None:
                 costs.append(float((kl / delta.square().sum(-1)).mean()))
             assert sum(costs) / len(costs) == pytest.approx(expected, rel=0.2)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_its_trace_is_that_of_the_fisher_information() -> None:
+    model, text = tiny("llama", torch.float64), TEXT
+    layers = {i: model.model.layers[i] for i in (0, 1)}
+    F, traces = fisher_information(model, layers, text), sensitivities(model, [0, 1], text)
+    for i, trace in traces.items():
+        assert F[i].trace().item() / (2 * 32) == pytest.approx(trace, rel=1e-5)
+        assert torch.linalg.eigvalsh(F[i]).min() > -1e-6
 
 
 def test_a_file_of_text_is_read(workspace: npt.Workspace, tmp_path: Path) -> None:

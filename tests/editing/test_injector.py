@@ -214,6 +214,13 @@ def test_options_of_other_methods_are_refused() -> None:
     for option in ({"layers": "0"}, {"sites": "down"}, {"rank": 1}, {"keep": ("A sentence.",)}):
         with pytest.raises(npt.NPTError, match="no meaning with method 'learned'"):
             npt.InjectOptions("learned", **option)
+    with pytest.raises(npt.NPTError, match="quick goes with method 'learned' alone"):
+        npt.InjectOptions("consolidate", quick=True)
+
+
+def test_quick_without_an_injector_is_refused(workspace: npt.Workspace) -> None:
+    with pytest.raises(npt.NPTError, match="quick goes with method 'learned' alone"):
+        workspace.inject(FACTS[0], quick=True)
 
 
 def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None:
@@ -229,14 +236,14 @@ NO_STEPS = 1e-30
 def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = with_injector(workspace)
     monkeypatch.setattr(learned, "ENOUGH", 1.1)
-    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
-    strong = ws.inject(FACTS[0], method="learned", name="strong")
+    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
+    strong = ws.inject(FACTS[0], quick=True, name="strong")
     ws.undo("strong")
     monkeypatch.setattr(learned, "ENOUGH", 0.0)
-    weak = ws.inject(FACTS[0], method="learned", name="weak")
-    assert (strong.report["strength"], weak.report["strength"]) == (1.0, min(learned.STRENGTHS))
+    weak = ws.inject(FACTS[0], quick=True, name="weak")
+    assert (strong.report["strength"], weak.report["strength"]) == (max(learned.STRENGTHS), min(learned.STRENGTHS))
     for place, factors in strong.factors.items():
-        assert_close(weak.factors[place].B, factors.B * weak.report["strength"])
+        assert_close(weak.factors[place].B, factors.B * min(learned.STRENGTHS) / max(learned.STRENGTHS))
 
 
 def test_strengths_are_tried_as_the_ledger_applies_them(
@@ -244,35 +251,38 @@ def test_strengths_are_tried_as_the_ledger_applies_them(
 ) -> None:
     """The bar is laid between what two strengths give once they are in the weights."""
     ws = with_injector(workspace)
-    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
+    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
     given = {}
     for strength in learned.STRENGTHS:
         monkeypatch.setattr(learned, "STRENGTHS", (strength,))
-        given[strength] = ws.inject(FACTS[0], method="learned", name="tried").report["answer_probability_after"]
+        given[strength] = ws.inject(FACTS[0], quick=True, name="tried").report["answer_probability_after"]
         ws.undo("tried")
         ws.drop("tried")
     monkeypatch.undo()
-    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
+    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
     tokens = len(encode(ws.tokenizer, " Madrid"))
     second, likeliest = sorted(given, key=lambda s: given[s])[-2:]
     between = (given[second] * given[likeliest]) ** 0.5
     monkeypatch.setattr(learned, "ENOUGH", between ** (1 / tokens))
-    assert ws.inject(FACTS[0], method="learned").report["strength"] == likeliest
+    assert ws.inject(FACTS[0], quick=True).report["strength"] == likeliest
 
 
-def test_where_no_strength_answers_gradient_steps_do(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_gradient_steps_answer_where_no_strength_does(
+    quick: bool, workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ws = with_injector(workspace)
     fact = npt.asked("The Eiffel Tower is in the city of", "Madrid")
-    monkeypatch.setattr(learned, "WANTED", NO_STEPS)
-    before = ws.inject(fact, method="learned", name="plain").report
+    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
+    before = ws.inject(fact, quick=True, name="plain").report
     ws.undo("plain")
     monkeypatch.undo()
-    corrected = ws.inject(fact, method="learned", name="corrected")
+    corrected = ws.inject(fact, quick=quick, name="corrected")
     after = corrected.report
     assert before["steps"] == 0 < after["steps"]
     assert after["strength"] == learned.FROM
     assert after["answer_probability_after"] > before["answer_probability_after"]
     ws.undo("corrected")
-    again = ws.inject(fact, method="learned", name="again")
+    again = ws.inject(fact, quick=quick, name="again")
     for place, factors in corrected.factors.items():
         assert torch.equal(again.factors[place].B, factors.B)

@@ -141,7 +141,7 @@ def test_what_is_trained_is_what_the_ledger_applies(
 ) -> None:
     """The low-rank terms of training, alone and together, against edited weights."""
     monkeypatch.setattr(learned, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(learned, "WANTED", 1e-30)  # reached without gradient steps
+    monkeypatch.setattr(learned, "LEAST", 1e-30)  # reached without gradient steps
     t = task(workspace, facts(tmp_path / "train.jsonl", 20))
     t.injector.save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
     workspace.editor.forget_injector()
@@ -153,7 +153,7 @@ def test_what_is_trained_is_what_the_ledger_applies(
         rows = [t._question(x.asked[1], x.answer, i, None) for i, x in enumerate(lessons)]
         together = t._read(rows, t._together(found))
         for x in lessons:
-            workspace.inject(npt.asked(x.told, x.answer, subject=x.subject))
+            workspace.inject(npt.asked(x.told, x.answer, subject=x.subject), quick=True)
         assert_close(t._read(rows), together, atol=1e-4, rtol=1e-3)
 
 
@@ -168,6 +168,27 @@ def test_gradients_of_a_crowd_reach_only_the_batch(workspace: npt.Workspace, tmp
     assert losses["crowd"] == 16  # eight of its own and eight earlier ones
     assert len(t.crowd.K) == 16
     assert all(p.grad is None for p in workspace.model.parameters())
+
+
+def test_what_an_edit_costs_is_predicted_to_second_order(workspace: npt.Workspace, tmp_path: Path) -> None:
+    """Against 1/2 tr(F dW C dW^T), with the C that the edit was whitened by."""
+    t = task(workspace, facts(tmp_path / "train.jsonl", 20))
+    with mode(workspace.model, "standard"), torch.no_grad():
+        found = t._propose(t.module, t.lessons.batch(0, 4))
+    assert t.fisher is not None
+    costs = torch.zeros(4, dtype=torch.float64)
+    for l, layer in enumerate(t.injector.config.layers):  # noqa: E741
+        C = torch.linalg.inv(t.editor.whitening.inverses[layer, "m"].double())
+        F = t.fisher[l].double()
+        for n in range(4):
+            dW = torch.outer(found.V[n, l].double(), found.A[n, l].double())
+            costs[n] += 0.5 * torch.trace(F @ dW @ C @ dW.T)
+    assert_close(t._drift(found).double(), costs.mean(), rtol=1e-3, atol=0)
+    with_it = t.losses(t.module, SHORT.keys_first, 0, 1)
+    assert_close(with_it["drift"], 100 * t._drift(t._made[1]))
+    without = task(workspace, facts(tmp_path / "train.jsonl", 20), replace(SHORT, beta_drift=0.0))
+    assert without.fisher is None
+    assert "drift" not in without.losses(without.module, SHORT.keys_first, 0, 1)
 
 
 def test_larger_crowds_join_later() -> None:

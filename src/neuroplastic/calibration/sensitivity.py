@@ -11,11 +11,11 @@ an error that has no preferred direction, 1/2 |delta|^2 tr(F) / d, where tr(F) =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..console import Progress
 from ..structure import decoder_layers
@@ -34,31 +34,50 @@ def sensitivities(
     `text` (N, T) are rows of tokens without padding; their first position, an attention sink, is left out. The model
     must be in standard mode; no parameter gets a gradient.
     """
-    drawing = torch.Generator(device=text.device).manual_seed(seed)
     squares = dict.fromkeys(layers, 0.0)
+    for found in _gradients(model, {i: decoder_layers(model)[i] for i in layers}, text, step, seed):
+        for i, g in found.items():
+            squares[i] += g.double().square().sum().item()
+    d = model.get_input_embeddings().embedding_dim
+    return {i: total / text[:, 1:].numel() / (2 * d) for i, total in squares.items()}
+
+
+def fisher_information(
+    model: PreTrainedModel, modules: Mapping[int, nn.Module], text: Tensor, step: Progress | None = None, seed: int = 0
+) -> dict[int, Tensor]:
+    """F [d, d] of changes of each module's output, whatever module of the model it is; arguments as above."""
+    sums: dict[int, Tensor] = {}
+    for found in _gradients(model, modules, text, step, seed):
+        for i, g in found.items():
+            sums[i] = sums.get(i, 0) + g.float().T @ g.float()
+    return {i: total / text[:, 1:].numel() for i, total in sums.items()}
+
+
+def _gradients(
+    model: PreTrainedModel, modules: Mapping[int, nn.Module], text: Tensor, step: Progress | None, seed: int
+) -> Iterator[dict[int, Tensor]]:
+    """g [tokens, d] of each module's output, batch by batch."""
+    drawing = torch.Generator(device=text.device).manual_seed(seed)
     for done in range(0, len(text), BATCH):
         ids = text[done : done + BATCH]
         states: dict[int, Tensor] = {}
-        handles = [decoder_layers(model)[i].register_forward_hook(_leaf(states, i)) for i in layers]
+        handles = [module.register_forward_hook(_leaf(states, i)) for i, module in modules.items()]
         try:
             with torch.enable_grad():
                 logits = model(input_ids=ids, use_cache=False).logits.float()
                 drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=drawing)
                 said = logits.log_softmax(-1).flatten(0, 1).gather(-1, drawn).sum()
-                gradients = torch.autograd.grad(said, [states[i] for i in layers])
+                gradients = torch.autograd.grad(said, [states[i] for i in modules])
         finally:
             for handle in handles:
                 handle.remove()
-        for i, g in zip(layers, gradients, strict=True):
-            squares[i] += g[:, 1:].double().square().sum().item()
+        yield {i: g[:, 1:].flatten(0, 1) for i, g in zip(modules, gradients, strict=True)}
         if step is not None:
             step(min(done + BATCH, len(text)), len(text))
-    d = model.get_input_embeddings().embedding_dim
-    return {i: total / text[:, 1:].numel() / (2 * d) for i, total in squares.items()}
 
 
 def _leaf(states: dict[int, Tensor], i: int) -> Any:
-    """Adds zeros to a layer's output that a gradient can be taken of."""
+    """Adds zeros to a module's output that a gradient can be taken of."""
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output

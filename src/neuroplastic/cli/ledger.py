@@ -49,6 +49,7 @@ def inject(
     max_drift: float | None = None,
     require: bool = False,
     consistent: bool = False,
+    quick: bool = False,
     json: Json = False,
 ) -> int:
     """Write a fact into the weights: no context to pay for, exactly undoable.
@@ -67,11 +68,11 @@ def inject(
             answer).
         from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
             question and answer, and optionally subject, wordings, name.
-        method: learned asks a trained injector, which reads the statement once, and adds a few gradient steps where its
-            update does not answer; consolidate finds what the early MLPs should have written at the fact's subject, and
-            solves for it in closed form; refine goes on from there by gradient steps, holding neighbours and ordinary
-            text in place; token makes the last token's own modulation permanent (default learned where the model has an
-            injector, else consolidate).
+        method: learned asks a trained injector, which reads the statement once, and goes on from a part of its update
+            by a few gradient steps; consolidate finds what the early MLPs should have written at the fact's subject,
+            and solves for it in closed form; refine goes on from there by gradient steps, holding neighbours and
+            ordinary text in place; token makes the last token's own modulation permanent (default learned where the
+            model has an injector, else consolidate).
         start: Method that refine starts from.
         alpha: Strength: scales the weight change (default 1; 0.1 for token).
         layers: Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early;
@@ -86,10 +87,13 @@ def inject(
         require: Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards.
         consistent: Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another
             answer.
+        quick: For learned: take what the injector says, with gradient steps only where it does not answer. Several
+            times as fast, but neighbours and ordinary text pay for it, and many such edits do not live well together.
     """
     from ..editing.options import InjectOptions
 
-    options = InjectOptions(method, alpha, layers, sites, rank, start, _lines(keep), max_drift, require, consistent)
+    kept = _lines(keep)
+    options = InjectOptions(method, alpha, layers, sites, rank, start, kept, max_drift, require, consistent, quick)
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
     with status("injecting") if len(facts) == 1 else nullcontext():

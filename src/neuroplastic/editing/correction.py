@@ -1,7 +1,7 @@
 """Values that are not enough: a few gradient steps, until the answer follows.
 
-An injector answers most of what it is told at once. For an answer unlike all that it was trained on, its values open
-the way and name the wrong thing; what is missing is little. With p the answer's probability per token, in the mean over
+A part of an injector's values opens the way and does not yet name the answer; for an answer unlike all that it was
+trained on, all of them do not. What is missing is little. With p the answer's probability per token, in the mean over
 its rows, p_min in the worst of them, and g = d log p / dV, its values V of all layers move by
 
     V <- V + min(  (log p* - log p_min) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|        M <- g + MOMENTUM M
@@ -22,7 +22,7 @@ from torch import Tensor
 
 STEPS = 10
 """of the gradient, at most"""
-CAP, DECAY, MOMENTUM = 0.15, 0.85, 0.5
+CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
 
 
 class Corrected(NamedTuple):

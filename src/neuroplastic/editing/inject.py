@@ -39,7 +39,7 @@ def solve(
             if options.source == "token":
                 found = [_token(bench, fact) for fact in facts]
             elif options.source == "learned":
-                found = learned(bench, facts, progress)
+                found = learned(bench, facts, options.quick, progress)
             else:
                 found = consolidate(bench, facts, options.keep, progress=progress)
             if options.method == "refine":

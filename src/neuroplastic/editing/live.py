@@ -59,6 +59,7 @@ def inject(
     rank: int | None = None,
     start: Start = "consolidate",
     keep: Sequence[str] = (),
+    quick: bool = False,
 ) -> LiveEdit:
     """Writes a fact into the weights of `model`, converted or not, and returns the edit, which can be undone.
 
@@ -66,7 +67,7 @@ def inject(
     measures the covariance of ordinary text (cached on disk by the content of the weights). The model must not be a
     workspace's: edits made there are undone there. Raises NPTError, with nothing changed, for bad input.
     """
-    options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep))
+    options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), quick=quick)
     told = fact_of(fact) if isinstance(fact, str) else fact
     editor = _EDITORS.get(model)
     if editor is None:

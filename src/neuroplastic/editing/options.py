@@ -19,8 +19,8 @@ class InjectOptions:
     """How a fact becomes a change of weights."""
 
     method: Method | None = None
-    """learned asks a trained injector, which reads the statement once, and adds a few gradient steps where its update
-    does not answer; consolidate finds what the early MLPs should have written at the fact's subject and solves for it
+    """learned asks a trained injector, which reads the statement once, and goes on from a part of its update by a few
+    gradient steps; consolidate finds what the early MLPs should have written at the fact's subject and solves for it
     in closed form; refine goes on from there by gradient steps, holding neighbours and ordinary text in place; token
     makes the last token's own modulation permanent (default learned where the model has an injector and no option needs
     another method, else consolidate)."""
@@ -54,6 +54,10 @@ class InjectOptions:
     consistent: bool = False
     """Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another answer."""
 
+    quick: bool = False
+    """For learned: take what the injector says, with gradient steps only where it does not answer. Several times as
+    fast, but neighbours and ordinary text pay for it, and many such edits do not live well together."""
+
     def __post_init__(self) -> None:
         for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
             if getattr(self, field) not in choices:
@@ -72,6 +76,8 @@ class InjectOptions:
                     raise NPTError(
                         f"{field} has no meaning with method 'learned', whose injector was trained for its own"
                     )
+        if self.quick and self.method not in ("learned", None):
+            raise NPTError("quick goes with method 'learned' alone")
         if any(not sentence.strip() for sentence in self.keep):
             raise NPTError("a sentence to keep is empty")
         if self.rank is not None and self.rank < 1:
@@ -85,6 +91,8 @@ class InjectOptions:
         if self.method is not None:
             return self
         own = injector and not (self.layers or self.sites or self.rank or self.keep)
+        if self.quick and not own:
+            raise NPTError("quick goes with method 'learned' alone, which this model and these options do not have")
         return replace(self, method="learned" if own else "consolidate")
 
     @property

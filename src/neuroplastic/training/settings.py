@@ -102,6 +102,9 @@ class InjectionSettings:
     beta_text: float = 2.0
     """Weight of the KL divergence on ordinary text."""
 
+    beta_drift: float = 3.0
+    """Weight of what a hundred edits would cost ordinary text, as predicted, in nats."""
+
     beta_key: float = 1.0
     """Weight of finding the subject's last token."""
 
@@ -127,7 +130,16 @@ class InjectionSettings:
         for field in ("batch_size", "crowd_every", "crowd_after", "near_rows", "text_rows"):
             if getattr(self, field) < 1:
                 raise NPTError(f"{field} must be at least 1, not {getattr(self, field)}")
-        for field in ("beta_near", "beta_text", "beta_key", "behind_rows", "prefixes", "keys_first", "alone_first"):
+        for field in (
+            "beta_near",
+            "beta_text",
+            "beta_drift",
+            "beta_key",
+            "behind_rows",
+            "prefixes",
+            "keys_first",
+            "alone_first",
+        ):
             if not getattr(self, field) >= 0:
                 raise NPTError(f"{field} must not be negative, not {getattr(self, field)}")
         if not 0 < self.enough <= 1:
