@@ -2,7 +2,7 @@
 
 An injector's values V answer at once, but they are long, and most of their length is the same for all facts: neighbours
 and ordinary text pay for it, and the more edits there are the more. From FROM V, which opens the way, a few gradient
-steps (correction.py) reach the answer alone and behind unrelated beginnings with a quarter of the harm.
+steps (correction.py) reach the answer alone and behind unrelated beginnings with a third of the harm.
 
 `quick` does without them where it can: each update is tried at a few strengths, in one batch, and the smallest is
 taken at which its own question is answered with probability ENOUGH; for an easy fact the largest would say the answer
@@ -42,11 +42,12 @@ TOGETHER = 32
 """Statements read in one batch."""
 STRENGTHS = (0.6, 0.8, 1.0, 1.2)
 ENOUGH = 0.95
-"""Probability of the answer, per token, that an update needs no more strength or steps for."""
+"""Probability of the answer, per token, that a quick update needs no more strength for."""
 LEAST = 0.8
 """Where no strength gives it this probability, a quick edit takes gradient steps, too."""
-FROM, PREFIXES = 0.35, 2
-"""They start from this part of the values, and hold for the question alone and behind so many unrelated beginnings."""
+FROM, PREFIXES, SURE = 0.5, 3, 0.98
+"""Steps start from this part of the values, and end where the answer has this probability, alone and behind so many
+unrelated beginnings."""
 
 
 class Told(NamedTuple):
@@ -176,7 +177,7 @@ class _Trial:
         rows = [self._row(i, b) for b in beginnings for i in which]
         reader, k = Reader(self.bench.model, self.parts, ("down",), rows), len(beginnings)
         A = self.A[which].repeat(k, 1, 1)
-        return correct(lambda V: self._logprobs(reader, A, V.repeat(k, 1, 1)).view(k, -1), V[which], ENOUGH)
+        return correct(lambda V: self._logprobs(reader, A, V.repeat(k, 1, 1)).view(k, -1), V[which], SURE)
 
     def _row(self, i: int, beginning: Sequence[int] = ()) -> Row:
         t = self.told[i]
