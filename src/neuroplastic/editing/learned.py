@@ -2,7 +2,8 @@
 
 An injector's values V answer at once, but they are long, and most of their length is the same for all facts: neighbours
 and ordinary text pay for it, and the more edits there are the more. From FROM V, which opens the way, a few gradient
-steps (correction.py) reach the answer alone and behind unrelated beginnings with a third of the harm.
+steps (correction.py) reach the answer alone and behind unrelated beginnings with a third of the harm. CROWD facts or
+more told in one call are taught together instead (crowd.py), or what they cost would add up.
 
 `quick` does without them where it can: each update is tried at a few strengths, in one batch, and the smallest is
 taken at which its own question is answered with probability ENOUGH; for an easy fact the largest would say the answer
@@ -28,12 +29,14 @@ from ..console import Progress
 from ..errors import NPTError
 from ..structure import projection
 from ..text import encode, start_token
+from . import crowd
 from .consolidate import Bench, Solution
 from .correction import Corrected, correct
 from .edit import Factors
 from .fact import Fact, Wording
 from .injector import Injector, Reading, Subject, at_the_end, read_statements
 from .targets import Past, Reader, Row
+from .together import solve_together
 
 INJECTOR_FILE = "injector.safetensors"
 """of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
@@ -102,29 +105,24 @@ def learned(
     ]
     told.sort(key=lambda t: len(t.question) + len(t.answer))  # batches of like length waste little on padding
     config = injector.config
-    keys = torch.zeros(len(facts), len(config.layers), config.d_ffn)
-    values = torch.zeros(len(facts), len(config.layers), config.d_model)
+    keys, values = (
+        torch.zeros(len(facts), len(config.layers), d, device=bench.model.device)
+        for d in (config.d_ffn, config.d_model)
+    )
     share = [1 / len(fact.wordings) for fact in facts]
     strength, steps = [0.0] * len(facts), [0] * len(facts)
+    together = len(facts) >= crowd.CROWD and not quick
     with bench.unedited():
         for done in range(0, len(told), TOGETHER):
             some = told[done : done + TOGETHER]
             reading = read_statements(bench.model, bench.tokenizer, config, [(t.question, t.answer) for t in some])
             subjects = [t.subject for t in some]
             found = injector.propose(reading, bench.whitening, subjects=subjects)
-            at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
-            trial = _Trial(bench, config.layers, some, at, found.A)
-            taken = torch.zeros(len(some), dtype=torch.long, device=found.V.device)
-            if quick:
-                strengths, probability = trial.strengths(found.V, reading)
-                short = (probability < LEAST).nonzero()[:, 0]
+            if together:
+                V, strengths, taken = found.V, torch.ones(len(some)), torch.zeros(len(some))
             else:
-                strengths = torch.full_like(taken, FROM, dtype=torch.float64)
-                short = torch.arange(len(some), device=found.V.device)
-            strengths[short] = FROM
-            V = found.V * strengths[:, None, None].to(found.V)
-            if len(short):
-                V[short], taken[short] = trial.corrected(V, short.tolist())
+                at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
+                V, strengths, taken = _alone(_Trial(bench, config.layers, some, at, found.A), found.V, reading, quick)
             for i, t in enumerate(some):
                 keys[t.fact] += share[t.fact] * found.K[i]
                 values[t.fact] += share[t.fact] * V[i]
@@ -132,7 +130,12 @@ def learned(
                 steps[t.fact] = max(steps[t.fact], int(taken[i]))
             if progress is not None:
                 progress(min(done + TOGETHER, len(told)), len(told))
-    rows = injector.rows(keys, bench.whitening)
+        rows = injector.rows(keys, bench.whitening)
+        if together:
+            joint = [solve_together(rows[:, i], keys[:, i], config.ridge) for i in range(len(config.layers))]
+            asked = [crowd.Asked(t.question, t.answer, t.fact) for t in told]
+            values = crowd.teach_together(bench, config.layers, asked, torch.stack(joint, 1), values, progress)
+            strength, steps = [crowd.FROM] * len(facts), [crowd.steps_for(len(told))] * len(facts)
     places: list[tuple[int, Site]] = [(layer, "down") for layer in config.layers]
     return [
         Solution(
@@ -141,8 +144,26 @@ def learned(
             {"strength": s, "steps": n},
             config.ridge,
         )
-        for A, K, V, s, n in zip(rows, keys, values, strength, steps, strict=True)
+        for A, K, V, s, n in zip(rows.cpu(), keys.cpu(), values.cpu(), strength, steps, strict=True)
     ]
+
+
+def _alone(trial: _Trial, proposed: Tensor, reading: Reading, quick: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of statements that are each taught alone: values [n, L, d], the part of the proposed ones that they start from
+    [n], and the steps from there [n]."""
+    n = len(proposed)
+    taken = torch.zeros(n, dtype=torch.long, device=proposed.device)
+    if quick:
+        strengths, probability = trial.strengths(proposed, reading)
+        short = (probability < LEAST).nonzero()[:, 0]
+    else:
+        strengths = torch.full_like(taken, FROM, dtype=torch.float64)
+        short = torch.arange(n, device=proposed.device)
+    strengths[short] = FROM
+    V = proposed * strengths[:, None, None].to(proposed)
+    if len(short):
+        V[short], taken[short] = trial.corrected(V, short.tolist())
+    return V, strengths, taken
 
 
 class _Trial:

@@ -126,7 +126,7 @@ def refine_factors(
 
     def read(B: Mapping[Place, Tensor]) -> tuple[Tensor, Tensor]:
         """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
-        with _edited(linears, factors, B):
+        with acting(linears, factors, B):
             states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         logits = head(torch.cat([states[asked], states[holding]]))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
@@ -160,9 +160,7 @@ def refine_factors(
 
 
 @contextmanager
-def _edited(
-    linears: Mapping[Place, Any], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
-) -> Iterator[None]:
+def acting(linears: Mapping[Place, Any], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]) -> Iterator[None]:
     """While it lasts, each projection also gives B (A z)."""
 
     def hook(A: Tensor, b: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
