@@ -5,7 +5,7 @@ python benchmarks/learned.py [--data FOLDER] [--workspace W] [--quick] [--record
 
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
 package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
-edits in place, made in one call, first solved together as the ledger does and then merely added up; CounterFact edits
+edits in place, told in one call, first solved together as the ledger does and then merely added up; CounterFact edits
 come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked. The model writes freely about
 --asked records, or not at all about 0. Prints what was measured, and which bars are met. With --report, a run that was
 cut off goes on from there.
@@ -163,18 +163,17 @@ def in_place(
     if len(taught) < max(sizes):
         raise npt.NPTError(f"there are {len(taught)} records for {max(sizes)} edits; give smaller --kept")
     facts = [asked(r.prompt, r.new) for r in taught]
-    made = editor.make(
-        facts, npt.InjectOptions("learned", quick=options.quick), [f"kept-{i}" for i in range(len(facts))]
-    )
-    placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
+    told = npt.InjectOptions("learned", quick=options.quick)
     suite = suite_named("counterfact")
     examination, ordinary = Examination(editor, suite), OrdinaryText(editor)
-    examination.remember(first)
     found: list[Crowd] = []
     with progress("many edits in place") as step:
         for size in sizes:
+            made = editor.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
+            placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
-            for how, edits in (("together", placed[:size]), ("added", [_added(e) for e in placed[:size]])):
+            examination.remember(some)
+            for how, edits in (("together", placed), ("added", [_added(e) for e in placed])):
                 with editor.only(edits):
                     rows = [examination.ask(r) for r in some]
                     drift = ordinary.drift()

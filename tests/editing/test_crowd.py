@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_injector import with_injector
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,13 +20,15 @@ from neuroplastic.editing import crowd
 from neuroplastic.editing.consolidate import Bench
 from neuroplastic.editing.crowd import Asked, steps_for, teach_together
 from neuroplastic.editing.ledger import Ledger, weight_at
+from neuroplastic.editing.targets import Row
+from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
 from neuroplastic.text import encode, start_token
-from neuroplastic.statistics import Whitening
-from test_injector import with_injector
 
 LAYERS = (0, 1)
-TOLD = [(f"The {name} is located in the city of", f" {city}") for name, city in (("bridge", "Madrid"), ("fox", "Paris"))]
+TOLD = [
+    (f"The {name} is located in the city of", f" {city}") for name, city in (("bridge", "Madrid"), ("fox", "Paris"))
+]
 FACTS = [npt.asked(q, a) for q, a in (*TOLD, ("Sushi originated in the country of", "Italy"))]
 
 
@@ -116,8 +119,13 @@ def test_every_wording_is_asked_equally_often(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("ROWS", 2), ("LEAST_STEPS", 6), ("VISITS", 0), ("ALONE", 1.0)):
         monkeypatch.setattr(crowd, name, value)
     seen: list[int] = []
-    real = crowd.Row
-    monkeypatch.setattr(crowd, "Row", lambda ids, answer, keys: (seen.append(len(ids)), real(ids, answer, keys))[1])
+    real = Row
+
+    def row(ids: list[int], answer: list[int], keys: list[tuple[int, int]]) -> Row:
+        seen.append(len(ids))
+        return real(ids, answer, keys)
+
+    monkeypatch.setattr(crowd, "Row", row)
     steps: list[tuple[int, int]] = []
     teach_together(bench, LAYERS, asked, A, proposed, lambda done, total: steps.append((done, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
