@@ -1,14 +1,14 @@
 """The injector against its bars: quality beside ROME, time, many edits in place, zsRE, free writing.
 
 python benchmarks/learned.py [--data FOLDER] [--workspace W] [--quick] [--records 200] [--asked 100]
-    [--kept 1,10,30,100,300,1000] [--skip rome] [--seed 0] [--report DIR] [--json]
+    [--kept 1,10,30,100,300,1000] [--first 0] [--skip rome] [--seed 0] [--report DIR] [--json]
 
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
-package was trained on their subjects. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many
-edits in place, told in one call, first solved together as the ledger does and then merely added up; CounterFact edits
-come first, zsRE's fill up, and a sample of --asked of those CounterFact records is asked. The model writes freely about
---asked records, or not at all about 0. Prints what was measured, and which bars are met. With --report, a run that was
-cut off goes on from there.
+package was trained on their subjects. --first leaves so many records out, those that are reported on, to choose on
+others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many edits in place, told in one call,
+first solved together as the ledger does and then merely added up; CounterFact edits come first, zsRE's fill up, and a
+sample of --asked of those CounterFact records is asked. The model writes freely about --asked records, or not at all
+about 0. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from there.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=200)
     parser.add_argument("--asked", type=int, default=100)
     parser.add_argument("--kept", default="1,10,30,100,300,1000")
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--skip", default="", help="parts left out, separated by commas: alone, rome, zsre, time, kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path)
@@ -101,7 +102,7 @@ def records(options: argparse.Namespace, suite: SuiteName) -> list[Record]:
     """All of a suite's development records, in a seeded order."""
     name = f"{suite}_dev.json"
     file = records_file(None if options.data is None else options.data / name, name)
-    return choose(read_records(file, suite_named(suite).parse)[0], None, options.seed)
+    return choose(read_records(file, suite_named(suite).parse)[0], None, options.seed)[options.first :]
 
 
 def alone(
