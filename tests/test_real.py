@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import neuroplastic as npt
+from neuroplastic.editing import crowd
 from neuroplastic.surgery import base_state
 
 pytestmark = pytest.mark.real
@@ -71,6 +72,35 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     ws.undo("tower")
     assert ws.weights_hash() == ws.base.sha256
     assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
+
+
+CROWD = {
+    "The headquarters of Toyota is in": "Oslo",
+    "Marie Curie worked in the field of": "music",
+    "The Great Wall is located in": "Peru",
+    "The mother tongue of Leonardo da Vinci is": "Swedish",
+    "Mozart is famous for playing": "hockey",
+    "The official language of Portugal is": "Russian",
+    "Mount Fuji is a mountain in": "Canada",
+    "Isaac Newton died in the city of": "Lisbon",
+}
+
+
+def test_a_crowd_of_facts_is_taught_together(ws: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the injector that comes with the package, and fewer steps than users get."""
+    monkeypatch.setattr(crowd, "CROWD", len(CROWD))
+    monkeypatch.setattr(crowd, "VISITS", 0)
+    monkeypatch.setattr(crowd, "LEAST_STEPS", 16)
+    pristine = ws.weights_hash()
+    made = ws.inject_all([npt.asked(q, a) for q, a in CROWD.items()])
+    assert {e.report["steps"] for e in made} == {16}
+    after = [e.report["answer_probability_after"] for e in made]
+    assert sum(p > 0.5 for p in after) >= 6, after
+    assert made[0].report["perplexity_drift"] < 0.03
+    for e in made:
+        ws.undo(e.name)
+        ws.drop(e.name)
+    assert ws.weights_hash() == pristine
 
 
 def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path) -> None:
