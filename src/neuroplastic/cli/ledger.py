@@ -70,9 +70,9 @@ def inject(
             question and answer, and optionally subject, wordings, name. Facts that will live together are best told
             together: ordinary text pays less for them.
         method: learned asks a trained injector, which reads the statement once, and goes on from a part of its update
-            by a few gradient steps, for fifty facts or more with all of them in place; consolidate finds what the early
-            MLPs should have written at the fact's subject, and solves for it in closed form; refine goes on from there
-            by gradient steps, holding neighbours and ordinary text in place; token makes the last token's own
+            by a few gradient steps, for a hundred facts or more with all of them in place; consolidate finds what the
+            early MLPs should have written at the fact's subject, and solves for it in closed form; refine goes on from
+            there by gradient steps, holding neighbours and ordinary text in place; token makes the last token's own
             modulation permanent (default learned where the model has an injector, else consolidate).
         start: Method that refine starts from.
         alpha: Strength: scales the weight change (default 1; 0.1 for token).

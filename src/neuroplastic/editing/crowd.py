@@ -35,7 +35,7 @@ from .edit import Factors
 from .refine import acting
 from .targets import Reader, Row
 
-CROWD = 50
+CROWD = 100
 """So many facts told together are taught together; fewer cost ordinary text little, and are taught one by one."""
 FROM = 0.2
 """Steps start from this part of what the injector proposes."""

@@ -20,10 +20,10 @@ class InjectOptions:
 
     method: Method | None = None
     """learned asks a trained injector, which reads the statement once, and goes on from a part of its update by a few
-    gradient steps, for fifty facts or more in one call with all of them in place; consolidate finds what the early MLPs
-    should have written at the fact's subject and solves for it in closed form; refine goes on from there by gradient
-    steps, holding neighbours and ordinary text in place; token makes the last token's own modulation permanent (default
-    learned where the model has an injector and no option needs another method, else consolidate)."""
+    gradient steps, for a hundred facts or more in one call with all of them in place; consolidate finds what the early
+    MLPs should have written at the fact's subject and solves for it in closed form; refine goes on from there by
+    gradient steps, holding neighbours and ordinary text in place; token makes the last token's own modulation permanent
+    (default learned where the model has an injector and no option needs another method, else consolidate)."""
 
     alpha: float | None = None
     """Strength: scales the weight change (default 1; 0.1 for token)."""
