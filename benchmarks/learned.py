@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     skip = set(filter(None, options.skip.split(",")))
+    if options.asked < 1 and "kept" not in skip:
+        raise npt.NPTError("many edits in place are measured on --asked records: give some, or --skip kept")
     with tempfile.TemporaryDirectory() as folder:
         if options.workspace is None:
             ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
