@@ -36,7 +36,7 @@ from .refine import acting
 from .targets import Reader, Row
 
 CROWD = 100
-"""So many facts told together are taught together; fewer cost ordinary text little, and are taught one by one."""
+"""So many facts told together are taught together; fewer are taught one by one, which is kinder to neighbours."""
 FROM = 0.2
 """Steps start from this part of what the injector proposes."""
 VISITS, ROWS, LEAST_STEPS = 16, 32, 40
@@ -61,6 +61,7 @@ class Asked(NamedTuple):
 
 
 def steps_for(wordings: int) -> int:
+    """How many steps so many wordings take."""
     return max(LEAST_STEPS, math.ceil(VISITS * wordings / ROWS))
 
 
