@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import neuroplastic as npt
 from neuroplastic.cli import main
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
@@ -176,6 +178,20 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], args: list
         main(args)
     assert e.value.code == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "neuroplastic.cli", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"npt {npt.__version__}\n"
 
 
 def test_people_get_tables(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,13 @@ Nothing heavy is imported before a command needs it, so that `npt --help` answer
 from __future__ import annotations
 
 import json as json_format
+import os
 import sys
 from collections.abc import Sequence
 
 from tyro.conf import FlagCreatePairsOff
 
+from .. import __version__
 from ..console import note
 from ..errors import CheckFailed, NPTError
 from .common import app, arguments
@@ -36,13 +38,28 @@ First steps:
   npt ask W "You can visit the Eiffel Tower in the city of"
   npt undo W tower                             bit for bit as it was
 
-Exit status: 0 done, 1 a check failed, 2 bad input. With --json, standard output is one JSON object."""
+Exit status: 0 done, 1 a check failed, 2 bad input.
+With --json, standard output is one JSON object. npt --version prints the version."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of `npt`. Returns the exit status."""
     args = list(sys.argv[1:] if args is None else args)
+    try:
+        try:
+            return _run(args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough; at exit, Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as of a program that SIGPIPE ends
+
+
+def _run(args: list[str]) -> int:
     arguments[:] = args
+    if args == ["--version"]:
+        print(f"npt {__version__}")
+        return 0
     try:
         return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
     except (NPTError, CheckFailed) as e:
