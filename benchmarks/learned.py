@@ -7,8 +7,10 @@ Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $N
 package was trained on their subjects. --first leaves so many records out, those that are reported on, to choose on
 others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many edits in place, told in one call,
 first solved together as the ledger does and then merely added up; CounterFact edits come first, zsRE's fill up, and a
-sample of --asked of those CounterFact records is asked. The model writes freely about --asked records, or not at all
-about 0. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from there.
+sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of held-out
+text that the model wrote, and on as many of general_text.jsonl. The model writes freely about --asked records, or not
+at all about 0. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from
+there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import neuroplastic as npt
 from baselines import BASELINES
@@ -41,6 +44,7 @@ from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.suites import SuiteName, suite_named
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
+from neuroplastic.text import read_texts, windows
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class Crowd:
     how: str
     figures: dict[str, Interval]
     perplexity: float
+    """relative rise on held-out text that the model wrote itself"""
     kl: float
+    read_perplexity: float
+    """the same on text that people wrote"""
+    read_kl: float
 
 
 def main() -> None:
@@ -168,7 +176,8 @@ def in_place(
     facts = [asked(r.prompt, r.new) for r in taught]
     told = npt.InjectOptions("learned", quick=options.quick)
     suite = suite_named("counterfact")
-    examination, ordinary = Examination(editor, suite), OrdinaryText(editor)
+    examination, written = Examination(editor, suite), OrdinaryText(editor, editor.text[1])
+    read = OrdinaryText(editor, text_of_people(editor, options))
     found: list[Crowd] = []
     with progress("many edits in place") as step:
         for size in sizes:
@@ -179,12 +188,19 @@ def in_place(
             for how, edits in (("together", placed), ("added", [_added(e) for e in placed])):
                 with editor.only(edits):
                     rows = [examination.ask(r) for r in some]
-                    drift = ordinary.drift()
+                    drift = (*written.drift(), *read.drift())
                 found.append(Crowd(size, how, summary(rows, suite.parts_of_s, options.seed), *drift))
             unedited = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
-            found.append(Crowd(size, "unedited", unedited, 0.0, 0.0))
+            found.append(Crowd(size, "unedited", unedited, 0.0, 0.0, 0.0, 0.0))
             step(len(found), 3 * len(sizes))
     return found
+
+
+def text_of_people(editor: Editor, options: argparse.Namespace) -> Tensor:
+    """Two thousand tokens from all over general_text.jsonl."""
+    name = "general_text.jsonl"
+    texts = read_texts(records_file(None if options.data is None else options.data / name, name))
+    return windows(editor.tokenizer, texts[:: len(texts) // 64 or 1], 128, 4096).to(editor.model.device)
 
 
 def bars(found: dict[str, Any]) -> dict[str, bool]:
@@ -248,10 +264,11 @@ def show(found: dict[str, Any]) -> None:
     if "time" in found:
         console.print(*(f"{name} {value:.3f}" for name, value in found["time"].items()), sep="\n", highlight=False)
     if "kept" in found:
-        table = Table("edits in place", "how", "ES", "PS", "NS", "S", "perplexity", "KL")
+        table = Table("edits in place", "how", "ES", "PS", "NS", "S", "own text", "KL", "people's", "KL")
         for c in found["kept"]:
             cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*c["figures"][n]) for n in ("ES", "PS", "NS", "S")]
-            table.add_row(str(c["edits"]), c["how"], *cells, f"{c['perplexity']:+.2%}", f"{c['kl']:.4f}")
+            drift = [f for at in ("", "read_") for f in (f"{c[at + 'perplexity']:+.2%}", f"{c[at + 'kl']:.4f}")]
+            table.add_row(str(c["edits"]), c["how"], *cells, *drift)
         console.print(table)
 
 

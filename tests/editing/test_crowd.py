@@ -175,3 +175,23 @@ def test_several_wordings_of_a_fact_share_one_value(crowded: npt.Workspace) -> N
     assert {len(f.A) for e in made for f in e.factors.values()} == {1}
     weight = weight_at(decoder_layers(crowded.model), next(iter(made[0].factors)))
     assert torch.isfinite(weight).all()
+
+
+def test_text_is_cut_into_rows_that_open_with_the_start_token() -> None:
+    text = torch.arange(22).view(2, 11)
+    assert crowd.cut(text, 5).tolist() == [
+        [0, 1, 2, 3, 4],
+        [11, 12, 13, 14, 15],
+        [0, 6, 7, 8, 9],
+        [11, 17, 18, 19, 20],
+    ]
+    assert torch.equal(crowd.cut(text, 20), text)
+
+
+def test_a_crowd_reads_more_text(crowded: npt.Workspace) -> None:
+    editor = crowded.editor
+    crowded.inject_all(FACTS[:2], names=["one", "two"])
+    assert "more_text" not in vars(editor)
+    crowded.inject_all(FACTS, names=["a", "b", "c"])
+    assert torch.equal(editor.more_text[: len(editor.text[0])], editor.text[0])
+    assert len(editor.more_text) > 2 * len(editor.text[0])

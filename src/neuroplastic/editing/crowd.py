@@ -60,6 +60,11 @@ class Asked(NamedTuple):
     """its number"""
 
 
+def taught_together(facts: int, quick: bool) -> bool:
+    """Whether so many facts told in one call are taught together."""
+    return facts >= CROWD and not quick
+
+
 def steps_for(wordings: int) -> int:
     """How many steps so many wordings take."""
     return max(LEAST_STEPS, math.ceil(VISITS * wordings / ROWS))
@@ -120,12 +125,20 @@ def _beginning(beginnings: Sequence[list[int]], rng: torch.Generator) -> list[in
     return [] if alone else beginnings[int(which)]
 
 
+def cut(text: Tensor, length: int) -> Tensor:
+    """Rows [N, T] cut into shorter ones [M, length], each opened by the start token; what is left over is dropped."""
+    pieces = [text[:, i : i + length].clone() for i in range(0, max(1, text.shape[1] - length + 1), length)]
+    for piece in pieces:
+        piece[:, 0] = text[:, 0]
+    return torch.cat(pieces)
+
+
 class _OrdinaryText:
     """KL divergence on rows of ordinary text, from the model as it was; what it said then is read once for each row."""
 
     def __init__(self, bench: Bench, rng: torch.Generator):
         self._model, self._rng = bench.model, rng
-        self._text = bench.text[:, :TEXT_LENGTH]
+        self._text = cut(bench.text, TEXT_LENGTH)
         self._before: dict[int, Tensor] = {}
 
     def some(self) -> Callable[[], Tensor]:

@@ -24,8 +24,9 @@ from ..evaluation.fidelity import perplexity
 from ..statistics import Whitening
 from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import mode
-from ..text import self_text
+from ..text import calibration_text, self_text
 from .consolidate import Bench
+from .crowd import taught_together
 from .edit import Edit
 from .fact import Fact
 from .inject import relative_norms, solve
@@ -79,7 +80,9 @@ class Editor:
         if options.source == "learned" and self.injector is not None:
             chosen = self.injector.config.layers
         parts = [p for p in self.parts if p.index in chosen]
-        whitening, text = self.whitening, self.text[0]  # once per model, so not part of the edits' time
+        together = options.source == "learned" and taught_together(len(facts), options.quick)
+        # once per model, so not part of the edits' time
+        whitening, text = self.whitening, self.more_text if together else self.text[0]
         bench = Bench(
             self.model,
             self.tokenizer,
@@ -243,6 +246,13 @@ class Editor:
         text = self.text[0]
         with self.only(()), mode(self.model, "standard"):
             return Whitening.of(self.model, self.parts, text, self.sha256)
+
+    @cached_property
+    def more_text(self) -> Tensor:
+        """Three times as much of it, (N, T), for many facts taught together: their steps would learn the little there
+        is by heart, and spare no other."""
+        with self.only(()), mode(self.model, "standard"):
+            return torch.cat([self.text[0], calibration_text(self.model, self.tokenizer, self.sha256)[0]])
 
 
 def _refuse_contradiction(told: Mapping[str, tuple[str, str]], contradicted: Mapping[str, Sequence[str]]) -> None:

@@ -111,7 +111,7 @@ def learned(
     )
     share = [1 / len(fact.wordings) for fact in facts]
     strength, steps = [0.0] * len(facts), [0] * len(facts)
-    together = len(facts) >= crowd.CROWD and not quick
+    together = crowd.taught_together(len(facts), quick)
     with bench.unedited():
         for done in range(0, len(told), TOGETHER):
             some = told[done : done + TOGETHER]
