@@ -224,7 +224,17 @@ class Workspace:
         `consistent`, an active edit answers the same question otherwise.
         """
         options = InjectOptions(
-            method, alpha, layers, sites, rank, start, tuple(keep), max_drift, require, consistent, quick
+            method=method,
+            alpha=alpha,
+            layers=layers,
+            sites=sites,
+            rank=rank,
+            start=start,
+            keep=tuple(keep),
+            max_drift=max_drift,
+            require=require,
+            consistent=consistent,
+            quick=quick,
         )
         return self.inject_all([fact], options, [name])[0]
 

@@ -94,7 +94,19 @@ def inject(
     from ..editing.options import InjectOptions
 
     kept = _lines(keep)
-    options = InjectOptions(method, alpha, layers, sites, rank, start, kept, max_drift, require, consistent, quick)
+    options = InjectOptions(
+        method=method,
+        alpha=alpha,
+        layers=layers,
+        sites=sites,
+        rank=rank,
+        start=start,
+        keep=kept,
+        max_drift=max_drift,
+        require=require,
+        consistent=consistent,
+        quick=quick,
+    )
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
     with status("injecting") if len(facts) == 1 else nullcontext():

@@ -67,7 +67,16 @@ def inject(
     measures the covariance of ordinary text (cached on disk by the content of the weights). The model must not be a
     workspace's: edits made there are undone there. Raises NPTError, with nothing changed, for bad input.
     """
-    options = InjectOptions(method, alpha, layers, sites, rank, start, tuple(keep), quick=quick)
+    options = InjectOptions(
+        method=method,
+        alpha=alpha,
+        layers=layers,
+        sites=sites,
+        rank=rank,
+        start=start,
+        keep=tuple(keep),
+        quick=quick,
+    )
     told = fact_of(fact) if isinstance(fact, str) else fact
     editor = _EDITORS.get(model)
     if editor is None:
