@@ -46,6 +46,8 @@ from neuroplastic.evaluation.suites import SuiteName, suite_named
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
 from neuroplastic.text import read_texts, windows
 
+HOW = ("together", "added", "unedited")
+
 
 @dataclass(frozen=True)
 class Crowd:
@@ -178,21 +180,27 @@ def in_place(
     suite = suite_named("counterfact")
     examination, written = Examination(editor, suite), OrdinaryText(editor, editor.text[1])
     read = OrdinaryText(editor, text_of_people(editor, options))
+    settings = {"taught": [r.id for r in (*first, *more)], "asked": options.asked, "quick": options.quick}
+    settings |= {"base": editor.sha256, "seed": options.seed}
+    kept = None if options.report is None else Kept(options.report / "kept", settings, Crowd)
+    known = {(c.edits, c.how): c for c in (kept.done if kept is not None else ())}
     found: list[Crowd] = []
     with progress("many edits in place") as step:
         for size in sizes:
+            if all((size, how) in known for how in HOW):
+                found += [known[size, how] for how in HOW]
+                continue
             made = editor.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
             examination.remember(some)
-            for how, edits in (("together", placed), ("added", [_added(e) for e in placed])):
+            for how, edits in zip(HOW, (placed, [_added(e) for e in placed], []), strict=True):
                 with editor.only(edits):
-                    rows = [examination.ask(r) for r in some]
-                    drift = (*written.drift(), *read.drift())
-                found.append(Crowd(size, how, summary(rows, suite.parts_of_s, options.seed), *drift))
-            unedited = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
-            found.append(Crowd(size, "unedited", unedited, 0.0, 0.0, 0.0, 0.0))
-            step(len(found), 3 * len(sizes))
+                    figures = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
+                    found.append(Crowd(size, how, figures, *written.drift(), *read.drift()))
+                if kept is not None:
+                    kept.keep(found[-1])
+                step(len(found), len(HOW) * len(sizes))
     return found
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_injector import with_injector
 from torch import Tensor
 from torch.testing import assert_close
 
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import tiny
+from injectors import with_injector
 from neuroplastic.editing import crowd
 from neuroplastic.editing.consolidate import Bench
 from neuroplastic.editing.crowd import Asked, steps_for, teach_together

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import PreTrainedModel
 
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
+from injectors import injector_for, with_injector
 from neuroplastic.editing import learned
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
@@ -26,14 +26,6 @@ TOLD = [
     ("Sushi originated in the country of", " Japan, and pizza in Italy"),
 ]
 FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
-
-
-def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
-    """One that was never trained: its values are those of a random network."""
-    torch.manual_seed(seed)
-    return Injector(
-        InjectorConfig.fitting(model, tokens(), width=16, heads=2, straight=8, hidden=8, max_length=40)
-    ).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,11 +150,6 @@ def test_without_an_injector_the_method_is_refused_and_not_the_default(workspace
     with pytest.raises(npt.NPTError, match="no injector"):
         workspace.inject(FACTS[0], method="learned")
     assert workspace.inject(FACTS[0]).method == "consolidate"
-
-
-def with_injector(workspace: npt.Workspace) -> npt.Workspace:
-    injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
-    return npt.Workspace.open(workspace.path)
 
 
 def test_with_one_it_is_the_default_and_its_edits_are_ordinary_ones(workspace: npt.Workspace) -> None:
