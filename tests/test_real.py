@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import neuroplastic as npt
 from neuroplastic.editing import crowd
@@ -116,6 +117,11 @@ def test_exports_answer_as_the_workspace_does(ws: npt.Workspace, tmp_path: Path)
         assert made.top1_agreement == 1.0
     # processors round bfloat16 products differently: on some, one of the 13 positions has another likeliest token
     assert export.merged(ws, tmp_path / "half", dtype="bfloat16").top1_agreement > 0.9
+    ids = ws.tokenizer(FACT, return_tensors="pt").input_ids
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    npt.set_mode(ws.model, "standard")
+    with torch.no_grad():
+        assert torch.equal(half(ids).logits.argmax(-1), ws.model(ids).logits.argmax(-1))
     ws.undo("to-export")
     lora = export.import_lora(ws, tmp_path / "peft", name="lora")
     assert "Rome" in ws.ask(PROMPT, max_new_tokens=6)
