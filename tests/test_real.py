@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import neuroplastic as npt
 from neuroplastic.editing import crowd
+from neuroplastic.editing.recall import Asked
 from neuroplastic.surgery import base_state
 
 pytestmark = pytest.mark.real
@@ -73,6 +74,17 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     ws.undo("tower")
     assert ws.weights_hash() == ws.base.sha256
     assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
+
+
+def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
+    """Gradient steps that only made it likely would make it likely again behind itself, here with .95."""
+    question, answer = "The occupation of Walt Disney is", " politician"
+    edit = ws.inject(npt.asked(question, answer))
+    assert edit.report["holds"]
+    (again,) = ws.editor.recall([Asked(question + answer, question + answer, answer)])
+    assert again.answer_probability < 0.1
+    ws.undo(edit.name)
+    ws.drop(edit.name)
 
 
 CROWD = {

@@ -7,7 +7,7 @@ residuals are scaled) is read off one forward pass over a few tokens, in which e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,21 @@ def projection(mlp: nn.Module, site: str) -> nn.Linear:
 def mlp_of(layer: nn.Module) -> nn.Module:
     """The MLP of a decoder layer that is known to have gate, up and down projections."""
     return next(m for m in layer.children() if all(hasattr(m, name) for name in PROJECTIONS.values()))
+
+
+@contextmanager
+def adding(terms: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """While it lasts, each of these projections gives its term, a function of what it reads, in addition."""
+
+    def hook(term: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Tensor], Tensor]:
+        return lambda module, args, output: output + term(args[0]).to(output.dtype)
+
+    handles = [projection.register_forward_hook(hook(term)) for projection, term in terms.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:

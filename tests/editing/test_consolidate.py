@@ -18,7 +18,7 @@ from neuroplastic.config import SITES, Site
 from neuroplastic.editing.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
 from neuroplastic.editing.fact import Fact, asked, fact_of
 from neuroplastic.editing.refine import Kept, neighbours, refine, refine_factors
-from neuroplastic.editing.targets import Reader, adam_direction, find_targets, rows_of
+from neuroplastic.editing.targets import Reader, Row, adam_direction, find_targets, rows_of
 from neuroplastic.statistics import READS, Whitening
 from neuroplastic.structure import inspect_layers, projection
 from neuroplastic.text import encode, start_token
@@ -90,6 +90,20 @@ def test_reading_behind_a_cache_is_reading_the_whole(family: str, facts: list[Fa
         assert_close(seen[place], torch.stack(keys[place]), **near)
     for got, wanted in zip(gradients, torch.autograd.grad(sum(said), list(deltas.values())), strict=True):  # type: ignore[arg-type]
         assert_close(got, wanted, **near)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_follows_a_whole_row_is_predicted_too(family: str, no_grad: None) -> None:
+    bench = bench_of(family)
+    rows, _ = rows_of(bench.tokenizer, [fact_of(BRIDGE), fact_of(SUSHI)], [[5, 6, 7]])
+    plain = Reader(bench.model, bench.parts, DOWN, rows)
+    whole = [Row([*r.ids, r.answer[-1]], r.answer, r.keys, whole=True) for r in rows]
+    answers, behind = Reader(bench.model, bench.parts, DOWN, whole).read_on()
+    near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}
+    assert_close(answers, plain.read(), **near)
+    for row, found in zip(whole, behind, strict=True):
+        logits = bench.model(input_ids=torch.tensor([row.ids])).logits[0, -1]
+        assert_close(found, logits.log_softmax(-1), **near)
 
 
 def test_rows_share_a_slot_at_the_subject() -> None:

@@ -1,14 +1,18 @@
 """Values that are not enough: a few gradient steps, until the answer follows.
 
 A part of an injector's values opens the way and does not yet name the answer; for an answer unlike all that it was
-trained on, all of them do not. What is missing is little. With p the answer's probability per token, in the mean over
-its rows, p_min in the worst of them, and g = d log p / dV, its values V of all layers move by
+trained on, all of them do not. What is missing is little. Over a statement's rows r, with p_r the answer's probability
+per token, and K_r the divergence KL(before || after) of what follows the answer from what the unedited model would say
+there, its values V of all layers climb
 
-    V <- V + min(  (log p* - log p_min) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|        M <- g + MOMENTUM M
+    F = mean_r log p_r  -  BETA mean_r K_r          g = dF/dV          M <- g + MOMENTUM M
+
+    V <- V + min(  (log p* - log p_min  +  BETA (mean_r K_r - SPARE)+) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|
 
 Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
-log p would need to reach p*, and never further than a part of the values' own length. A statement stops where its
-answer has the probability `enough` in each of its rows.
+F would need to reach its goal, and never further than a part of the values' own length. A statement stops where its
+answer has the probability `enough` in each of its rows, and K is below FAR on average. Without K, what makes an answer
+likely makes it likely again behind itself: the model says it over and over.
 """
 
 from __future__ import annotations
@@ -23,6 +27,16 @@ from torch import Tensor
 STEPS = 10
 """of the gradient, at most"""
 CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
+BETA, SPARE, FAR = 0.3, 0.1, 1.0
+
+
+class Said(NamedTuple):
+    """What a model says in n statements' rows with some values, in nats."""
+
+    answer: Tensor
+    """log p, the answer's, per token [rows, n]"""
+    strayed: Tensor
+    """K, of what it says next [rows, n]"""
 
 
 class Corrected(NamedTuple):
@@ -32,24 +46,25 @@ class Corrected(NamedTuple):
     """[n]: how many each took"""
 
 
-def correct(logprobs: Callable[[Tensor], Tensor], V: Tensor, enough: float, most: int = STEPS) -> Corrected:
-    """Steps on values V [n, L, d], at most so many; `logprobs` gives log p of each statement's rows [rows, n]."""
+def correct(said: Callable[[Tensor], Said], V: Tensor, enough: float, most: int = STEPS) -> Corrected:
+    """Steps on values V [n, L, d], at most so many."""
     V, M = V.detach(), torch.zeros_like(V)
     longest = CAP * _length(V)
     steps = torch.zeros(len(V), dtype=torch.long, device=V.device)
     for t in range(most + 1):
         with torch.set_grad_enabled(t < most):
             given = V.clone().requires_grad_(t < most)
-            said = logprobs(given)
-            mean = said.mean(0)
-        worst = said.detach().amin(0)
-        short = worst < math.log(enough)
+            answer, strayed = said(given)
+            F = answer.mean(0) - BETA * strayed.mean(0)
+        worst, away = answer.detach().amin(0), strayed.detach().mean(0)
+        short = (worst < math.log(enough)) | (away > FAR)
         if t == most or not short.any():
             break
-        (g,) = torch.autograd.grad(mean, given, torch.ones_like(mean))
+        (g,) = torch.autograd.grad(F, given, torch.ones_like(F))
         M = g + MOMENTUM * M
-        wanted = (math.log(enough) / 2 - worst) / _length(g)  # p* is between enough and 1
-        length = torch.minimum(wanted.clamp_min(0), longest * DECAY**t) / _length(M)
+        # p* is between enough and 1
+        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + BETA * (away - SPARE).clamp_min(0)
+        length = torch.minimum(wanted / _length(g), longest * DECAY**t) / _length(M)
         V = V + torch.where(short, length, 0.0)[:, None, None] * M
         steps += short
     return Corrected(V, steps)

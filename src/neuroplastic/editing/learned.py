@@ -17,21 +17,24 @@ tokens before it is little, and left out: those are not read again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from ..config import Site
 from ..console import Progress
 from ..errors import NPTError
-from ..structure import projection
+from ..structure import adding, projection
 from ..text import encode, start_token
 from . import crowd
 from .consolidate import Bench, Solution
-from .correction import Corrected, correct
+from .correction import Corrected, Said, correct
 from .edit import Factors
 from .fact import Fact, Wording
 from .injector import Injector, Reading, Subject, at_the_end, read_statements
@@ -48,7 +51,7 @@ ENOUGH = 0.95
 """Probability of the answer, per token, that a quick update needs no more strength for."""
 LEAST = 0.8
 """Where no strength gives it this probability, a quick edit takes gradient steps, too."""
-FROM, PREFIXES, SURE = 0.5, 3, 0.98
+FROM, PREFIXES, SURE = 0.5, 3, 0.97
 """Steps start from this part of the values, and end where the answer has this probability, alone and behind so many
 unrelated beginnings."""
 
@@ -185,7 +188,8 @@ class _Trial:
         longest = max(len(r.ids) - r.first for r in rows)
         reader = Reader(self.bench.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
         scaled = (V.new_tensor(STRENGTHS)[:, None, None, None] * V).flatten(0, 1)
-        probability = self._logprobs(reader, self.A.repeat(k, 1, 1), scaled).view(k, n).exp()
+        with self._adding(self.A.repeat(k, 1, 1), scaled):
+            probability = reader.of_answers(reader.read()).view(k, n).exp()
         enough = probability >= ENOUGH
         enough[-1] = True
         smallest = enough.int().argmax(0)
@@ -195,35 +199,36 @@ class _Trial:
     def corrected(self, V: Tensor, which: list[int]) -> Corrected:
         """The values, of V [n, L, d], of some statements, after gradient steps."""
         beginnings: list[list[int]] = [[], *self.bench.prefixes(PREFIXES)]
-        rows = [self._row(i, b) for b in beginnings for i in which]
+        rows = [self._row(i, b, whole=True) for b in beginnings for i in which]
         reader, k = Reader(self.bench.model, self.parts, ("down",), rows), len(beginnings)
         A = self.A[which].repeat(k, 1, 1)
-        return correct(lambda V: self._logprobs(reader, A, V.repeat(k, 1, 1)).view(k, -1), V[which], SURE)
+        with torch.no_grad():
+            before = reader.read_on()[1]
 
-    def _row(self, i: int, beginning: Sequence[int] = ()) -> Row:
+        def said(V: Tensor) -> Said:
+            with self._adding(A, V.repeat(k, 1, 1)):
+                answers, after = reader.read_on()
+            strayed = kl_div(after, before, reduction="none", log_target=True).sum(-1)
+            return Said(reader.of_answers(answers).view(k, -1), strayed.view(k, -1))
+
+        return correct(said, V[which], SURE)
+
+    def _row(self, i: int, beginning: Sequence[int] = (), whole: bool = False) -> Row:
         t = self.told[i]
-        ids = [start_token(self.bench.tokenizer), *beginning, *t.question, *t.answer[:-1]]
-        return Row(ids, t.answer, [(len(beginning) + self.at[i], 0)])
+        answer = t.answer if whole else t.answer[:-1]
+        ids = [start_token(self.bench.tokenizer), *beginning, *t.question, *answer]
+        return Row(ids, t.answer, [(len(beginning) + self.at[i], 0)], whole)
 
-    def _logprobs(self, reader: Reader, A: Tensor, V: Tensor) -> Tensor:
-        """The mean log-probability of each row's answer [R], with its own update, A [R, L, f] and V [R, L, d]."""
+    def _adding(self, A: Tensor, V: Tensor) -> AbstractContextManager[None]:
+        """While it lasts, each row has its own update: A [R, L, f], V [R, L, d]."""
 
-        def adding(i: int) -> Callable[[Any, Any, Tensor], Tensor]:
-            def add(module: Any, args: Any, output: Tensor) -> Tensor:
-                answered = torch.einsum("rtf,rf->rt", args[0].to(A), A[:, i])
-                return output + (answered[..., None] * V[:, i, None]).to(output)
-
-            return add
+        def term(i: int, z: Tensor) -> Tensor:
+            answered = torch.einsum("rtf,rf->rt", z.to(A), A[:, i])
+            return answered[..., None] * V[:, i, None]
 
         parts = {p.index: p for p in self.parts}
-        handles = [
-            projection(parts[layer].mlp, "down").register_forward_hook(adding(i)) for i, layer in enumerate(self.layers)
-        ]
-        try:
-            return reader.of_answers(reader.read())
-        finally:
-            for handle in handles:
-                handle.remove()
+        downs = [projection(parts[layer].mlp, "down") for layer in self.layers]
+        return adding({down: partial(term, i) for i, down in enumerate(downs)})
 
 
 def _subject(bench: Bench, wording: Wording) -> Subject | None:

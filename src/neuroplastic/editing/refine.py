@@ -11,16 +11,16 @@ outputs at the subject only, the real edit acts here on every token of every row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from ..structure import LayerParts, projection
+from ..structure import LayerParts, adding, projection
 from ..text import batch, encode, random_words, start_token
 from .consolidate import Bench, Solution, check_length
 from .edit import Factors
@@ -159,16 +159,12 @@ def refine_factors(
     return Refined({place: b.detach() for place, b in B.items()}, worst, kl.item(), taken)
 
 
-@contextmanager
-def acting(linears: Mapping[Place, Any], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]) -> Iterator[None]:
+def acting(
+    linears: Mapping[Place, nn.Module], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
+) -> AbstractContextManager[None]:
     """While it lasts, each projection also gives B (A z)."""
 
-    def hook(A: Tensor, b: Tensor) -> Callable[[Any, Any, Tensor], Tensor]:
-        return lambda module, args, output: output + ((args[0].to(A) @ A.T) @ b.T).to(output.dtype)
+    def term(A: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda z: (z.to(A) @ A.T) @ b.T
 
-    handles = [linears[place].register_forward_hook(hook(factors[place].A, b)) for place, b in B.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return adding({linears[place]: term(factors[place].A, b) for place, b in B.items()})

@@ -37,10 +37,11 @@ class Row:
     """One sequence that should go on with an answer."""
 
     ids: list[int]
-    """start token, unrelated text, question, and all of the answer but its last token"""
+    """start token, unrelated text, question, and all of the answer but its last token; with `whole`, that one too"""
     answer: list[int]
     keys: list[tuple[int, int]]
     """(position, slot): at this position, the slot's delta is added"""
+    whole: bool = False
 
     @property
     def first(self) -> int:
@@ -50,7 +51,8 @@ class Row:
     @property
     def asked(self) -> range:
         """The positions whose logits predict the answer."""
-        return range(len(self.ids) - len(self.answer), len(self.ids))
+        end = len(self.ids) - self.whole
+        return range(end - len(self.answer), end)
 
 
 def rows_of(
@@ -182,15 +184,28 @@ class Reader:
 
     def read(self) -> Tensor:
         """Predictions without any delta: of the model as it is, with whatever hooks it has."""
-        states = self.model.base_model(
+        return self._predicted(self._states(), self.row, self.column)
+
+    def read_on(self) -> tuple[Tensor, Tensor]:
+        """The same, and what is predicted behind each whole row's end [R, vocabulary]."""
+        states = self._states()
+        each = torch.arange(len(self.rows), device=states.device)
+        ends = torch.tensor([len(r.ids) - 1 for r in self.rows], device=states.device) - self.position[:, 0]
+        return self._predicted(states, self.row, self.column), self._predicted(states, each, ends)
+
+    def _states(self) -> Tensor:
+        """The last hidden states [R, T, d]."""
+        return self.model.base_model(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
             past_key_values=self._cache(),
             use_cache=self.past is not None,
         )[0]
-        # the vocabulary is large: only the positions that predict the answer get logits
-        logits = self.model.get_output_embeddings()(states[self.row, self.column])
+
+    def _predicted(self, states: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        # the vocabulary is large: only the positions that are asked about get logits
+        logits = self.model.get_output_embeddings()(states[row, column])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def of_answers(self, predictions: Tensor) -> Tensor:

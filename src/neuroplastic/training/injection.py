@@ -28,9 +28,10 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ from ..editing.editor import Editor
 from ..editing.injector import Injector, Proposal, Subject, read_statements
 from ..editing.together import solve_together
 from ..errors import NPTError
-from ..structure import projection
+from ..structure import adding, projection
 from ..surgery import mode
 from ..text import batch, encode, start_token
 from .lessons import Lesson, Lessons, Topic
@@ -291,20 +292,11 @@ class Injection:
             found |= zip(some, logits.log_softmax(-1).split([len(rows[i].at) for i in some]), strict=True)
         return torch.cat([found[i] for i in range(len(rows))])
 
-    @contextmanager
-    def _adding(self, added: Added | None) -> Iterator[None]:
-        handles = []
-        if added is not None:
-            for i, layer in enumerate(self.injector.config.layers):
-                down = projection(self.editor.parts[layer].mlp, "down")
-                handles.append(
-                    down.register_forward_hook(lambda module, args, output, i=i: output + added(i, args[0]).to(output))
-                )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _adding(self, added: Added | None) -> AbstractContextManager[None]:
+        if added is None:
+            return nullcontext()
+        downs = [projection(self.editor.parts[layer].mlp, "down") for layer in self.injector.config.layers]
+        return adding({down: partial(added, i) for i, down in enumerate(downs)})
 
 
 def batches_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
