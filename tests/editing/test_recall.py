@@ -39,3 +39,18 @@ def test_recall_is_what_the_model_says() -> None:
     assert found.elsewhere_probability == pytest.approx(torch.tensor(elsewhere).exp().mean().item(), rel=1e-4)
     (alone,) = recall(model, tokenizer, [Asked(f"{question} Paris.", question, " Paris")])
     assert alone.elsewhere_probability == alone.answer_probability == pytest.approx(found.answer_probability, rel=1e-4)
+
+
+def test_a_statement_that_says_question_and_answer_is_read_once_for_both() -> None:
+    tokenizer = make_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    question, answer = "Sushi is from", " Italy"
+    read: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    (told,) = recall(model, tokenizer, [Asked(f"{question}{answer}.", question, answer)])
+    (apart,) = recall(model, tokenizer, [Asked("Pizza is from Italy.", question, answer)])
+    assert read == [1, 2]
+    assert told.answer_probability == pytest.approx(apart.answer_probability, rel=1e-5)
+    assert told.holds == apart.holds

@@ -52,23 +52,40 @@ def recall(
     """Each statement and question, read by the model in the mode that it is in; `prefixes` are unrelated texts."""
     start = start_token(tokenizer)
     rows: list[tuple[list[int], list[int]]] = []  # what is read, and how it goes on
+    answers: list[tuple[int, int, slice]] = []  # the statement's row, the answer's, and where it stands there
     for a in asked:
-        question, answer = encode(tokenizer, a.question), encode(tokenizer, a.answer)
-        rows.append(([start], encode(tokenizer, a.statement)))
-        rows += [([start, *prefix, *question], answer) for prefix in ((), *prefixes)]
-    said = [s for done in range(0, len(rows), ROWS) for s in _read(model, rows[done : done + ROWS])]
-    each = 2 + len(prefixes)
+        question, answer, statement = (encode(tokenizer, text) for text in (a.question, a.answer, a.statement))
+        first, n = len(rows), len(question) + len(answer)
+        rows.append(([start], statement))
+        if statement[:n] == question + answer:  # mostly: then it is read once for both
+            answers.append((first, first, slice(len(question), n)))
+        else:
+            answers.append((first, first + 1, slice(len(answer))))
+            rows.append(([start, *question], answer))
+        rows += [([start, *prefix, *question], answer) for prefix in prefixes]
+    said = _read_all(model, rows)
     found = []
-    for i in range(0, len(rows), each):
-        (statement, _), (answer_logprobs, likeliest), *elsewhere = said[i : i + each]
-        probability = answer_logprobs.sum().exp().item()
-        others = [s.sum().exp().item() for s, _ in elsewhere] or [probability]
-        found.append(Recall(statement.mean().item(), probability, likeliest, sum(others) / len(others)))
+    for first, own, at in answers:
+        logprobs, likeliest = said[own]
+        probability = logprobs[at].sum().exp().item()
+        others = [s.sum().exp().item() for s, _ in said[own + 1 : own + 1 + len(prefixes)]] or [probability]
+        holds = bool(likeliest[at].all())
+        found.append(Recall(said[first][0].mean().item(), probability, holds, sum(others) / len(others)))
     return found
 
 
-def _read(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, bool]]:
-    """Per row, the log-probability of each token it goes on with, and whether all of these are the likeliest."""
+def _read_all(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, Tensor]]:
+    """`_read` in batches of like length, in the order of the rows."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for done in range(0, len(order), ROWS):
+        some = order[done : done + ROWS]
+        found |= zip(some, _read(model, [rows[i] for i in some]), strict=True)
+    return [found[i] for i in range(len(rows))]
+
+
+def _read(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, Tensor]]:
+    """Per row, the log-probability of each token it goes on with, and whether it is the likeliest one."""
     ids, mask = (t.to(model.device) for t in batch([read + on[:-1] for read, on in rows], pad=0))
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
     at = [(i, len(read) - 1 + j) for i, (read, on) in enumerate(rows) for j in range(len(on))]
@@ -79,4 +96,4 @@ def _read(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
     lengths = [len(on) for _, on in rows]
     right = (logits.argmax(-1) == wanted).split(lengths)
     logprobs = logits[torch.arange(len(wanted), device=ids.device), wanted].split(lengths)
-    return [(lp.cpu(), bool(r.all())) for lp, r in zip(logprobs, right, strict=True)]
+    return [(lp.cpu(), r.cpu()) for lp, r in zip(logprobs, right, strict=True)]
