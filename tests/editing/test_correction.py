@@ -96,3 +96,10 @@ def test_a_gradient_of_nothing_moves_nothing() -> None:
     V = torch.randn(1, 2, 5)
     found = correct(lambda V: no_strayed(0 * V.sum((1, 2))[None] - 3), V, 0.8)
     assert torch.equal(found.V, V)
+
+
+def test_what_strays_little_is_left_alone() -> None:
+    V, towards, away = torch.tensor([[[1.0, SPARE / 2]]]).double(), *torch.eye(2).double()
+    found = correct(lambda V: Said((V @ towards - 2)[None, :, 0], (V @ away)[None, :, 0]), V, 0.8)
+    assert found.steps.item() > 0
+    assert torch.equal((found.V - V) @ away, torch.zeros(1, 1).double())

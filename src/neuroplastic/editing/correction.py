@@ -5,14 +5,14 @@ trained on, all of them do not. What is missing is little. Over a statement's ro
 per token, and K_r the divergence KL(before || after) of what follows the answer from what the unedited model would say
 there, its values V of all layers climb
 
-    F = mean_r log p_r  -  BETA mean_r K_r          g = dF/dV          M <- g + MOMENTUM M
+    F = mean_r log p_r  -  BETA O          O = mean_r (K_r - SPARE)+          g = dF/dV          M <- g + MOMENTUM M
 
-    V <- V + min(  (log p* - log p_min  +  BETA (mean_r K_r - SPARE)+) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|
+    V <- V + min(  (log p* - log p_min  +  BETA O) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|
 
 Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
 F would need to reach its goal, and never further than a part of the values' own length. A statement stops where its
-answer has the probability `enough` in each of its rows, and K is below FAR on average. Without K, what makes an answer
-likely makes it likely again behind itself: the model says it over and over.
+answer has the probability `enough` in each of its rows, and K is below FAR on average. Without O, what makes an answer
+likely makes it likely again behind itself: the model says it over and over. SPARE leaves alone what does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 STEPS = 10
 """of the gradient, at most"""
 CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
-BETA, SPARE, FAR = 0.3, 0.1, 1.0
+BETA, SPARE, FAR = 0.3, 0.5, 1.0
 
 
 class Said(NamedTuple):
@@ -55,7 +55,8 @@ def correct(said: Callable[[Tensor], Said], V: Tensor, enough: float, most: int 
         with torch.set_grad_enabled(t < most):
             given = V.clone().requires_grad_(t < most)
             answer, strayed = said(given)
-            F = answer.mean(0) - BETA * strayed.mean(0)
+            over = (strayed - SPARE).clamp_min(0).mean(0)
+            F = answer.mean(0) - BETA * over
         worst, away = answer.detach().amin(0), strayed.detach().mean(0)
         short = (worst < math.log(enough)) | (away > FAR)
         if t == most or not short.any():
@@ -63,7 +64,7 @@ def correct(said: Callable[[Tensor], Said], V: Tensor, enough: float, most: int 
         (g,) = torch.autograd.grad(F, given, torch.ones_like(F))
         M = g + MOMENTUM * M
         # p* is between enough and 1
-        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + BETA * (away - SPARE).clamp_min(0)
+        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + BETA * over.detach()
         length = torch.minimum(wanted / _length(g), longest * DECAY**t) / _length(M)
         V = V + torch.where(short, length, 0.0)[:, None, None] * M
         steps += short

@@ -51,7 +51,7 @@ ENOUGH = 0.95
 """Probability of the answer, per token, that a quick update needs no more strength for."""
 LEAST = 0.8
 """Where no strength gives it this probability, a quick edit takes gradient steps, too."""
-FROM, PREFIXES, SURE = 0.5, 3, 0.97
+FROM, PREFIXES, SURE = 0.5, 3, 0.98
 """Steps start from this part of the values, and end where the answer has this probability, alone and behind so many
 unrelated beginnings."""
 
