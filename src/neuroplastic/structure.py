@@ -64,21 +64,6 @@ def mlp_of(layer: nn.Module) -> nn.Module:
     return next(m for m in layer.children() if all(hasattr(m, name) for name in PROJECTIONS.values()))
 
 
-@contextmanager
-def adding(terms: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """While it lasts, each of these projections gives its term, a function of what it reads, in addition."""
-
-    def hook(term: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Tensor], Tensor]:
-        return lambda module, args, output: output + term(args[0]).to(output.dtype)
-
-    handles = [projection.register_forward_hook(hook(term)) for projection, term in terms.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """The softmax attention of a decoder layer, with queries and an o_proj; None where it has none."""
     for child in layer.children():
@@ -87,6 +72,21 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
         if "o_proj" in owned and any(n.startswith("q") for n in owned) and not recurrent:
             return child
     return None
+
+
+@contextmanager
+def adding(terms: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """While it lasts, each of these projections gives its term, a function of what it reads, in addition."""
+
+    def hook(term: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Tensor], Tensor]:
+        return lambda module, args, output: output + term(args[0]).to(output.dtype)
+
+    handles = [module.register_forward_hook(hook(term)) for module, term in terms.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:

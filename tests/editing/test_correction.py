@@ -11,7 +11,7 @@ from torch import Tensor
 from neuroplastic.editing.correction import BETA, CAP, FAR, SPARE, STEPS, Said, correct
 
 
-def no_strayed(answer: Tensor) -> Said:
+def nothing_strayed(answer: Tensor) -> Said:
     return Said(answer, torch.zeros_like(answer))
 
 
@@ -21,7 +21,7 @@ def linear(G: Tensor, offset: Tensor, counted: list[int] | None = None) -> Calla
     def said(V: Tensor) -> Said:
         if counted is not None:
             counted.append(1)
-        return no_strayed((offset + (G * V).sum((1, 2))).clamp_max(0)[None])
+        return nothing_strayed((offset + (G * V).sum((1, 2))).clamp_max(0)[None])
 
     return said
 
@@ -56,7 +56,7 @@ def test_the_worst_row_decides() -> None:
     V, g = torch.ones(1, 1, 2).double(), torch.tensor([1.0, 0.0]).double()
 
     def said(V: Tensor) -> Said:
-        return no_strayed(torch.stack([(V @ g)[:, 0] - 1, (V @ g)[:, 0] - 1.4]))  # 0 and -.4 at first
+        return nothing_strayed(torch.stack([(V @ g)[:, 0] - 1, (V @ g)[:, 0] - 1.4]))  # 0 and -.4 at first
 
     found = correct(said, V, 0.8)
     assert found.steps.item() > 0
@@ -94,7 +94,7 @@ def test_steps_go_on_until_the_answer_follows_and_little_is_strayed() -> None:
 
 def test_a_gradient_of_nothing_moves_nothing() -> None:
     V = torch.randn(1, 2, 5)
-    found = correct(lambda V: no_strayed(0 * V.sum((1, 2))[None] - 3), V, 0.8)
+    found = correct(lambda V: nothing_strayed(0 * V.sum((1, 2))[None] - 3), V, 0.8)
     assert torch.equal(found.V, V)
 
 

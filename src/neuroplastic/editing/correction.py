@@ -28,6 +28,7 @@ STEPS = 10
 """of the gradient, at most"""
 CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
 BETA, SPARE, FAR = 0.3, 0.5, 1.0
+"""What straying behind the answer weighs; nats of it that cost nothing; nats above which steps go on in any case."""
 
 
 class Said(NamedTuple):
