@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import neuroplastic as npt
+from neuroplastic.edit_files import list_edits
 from neuroplastic.editing.options import Method
-from neuroplastic.folder import list_edits
 from neuroplastic.text import random_words
 
 

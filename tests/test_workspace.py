@@ -15,9 +15,9 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from neuroplastic.console import reported_to
+from neuroplastic.edit_files import list_edits
 from neuroplastic.errors import CheckFailed
 from neuroplastic.files import read_tensors, write_tensors
-from neuroplastic.folder import list_edits
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 OTHER = "Sushi originated in the country of Italy."

@@ -25,6 +25,7 @@ from .calibration.calibrate import calibration_rows
 from .calibration.options import CalibrateOptions
 from .config import Mode, PlasticityConfig
 from .console import note, progress
+from .edit_files import EditFiles
 from .editing.edit import Edit, check_name, name_from
 from .editing.editor import Editor
 from .editing.fact import Fact, fact_of
@@ -34,12 +35,8 @@ from .editing.recall import Asked
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
-from .files import (
-    content_hash,
-    refuse_occupied,
-    whole_folder,
-)
-from .folder import GENERATOR_FILE, BaseReference, edit_files, read_edit_sequence
+from .files import content_hash, refuse_occupied, whole_folder
+from .folder import GENERATOR_FILE, BaseReference
 from .generator_file import generator_state, load_generator_state, read_generators, write_generators
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers, revert
@@ -102,6 +99,7 @@ class Workspace:
         self.path, self.base, self.config = path, base, config
         self.model, self.tokenizer = model, tokenizer
         self.editor = Editor(model, tokenizer, base.sha256, path)
+        self.files = EditFiles(path, base.sha256)
         self.refused: dict[str, str] = {}
         """edit files that could not be read when the workspace was opened, and why; the others are active"""
 
@@ -142,9 +140,9 @@ class Workspace:
         load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
         readable = []
-        for file in edit_files(path / "edits"):
+        for file in workspace.files.active:
             try:
-                edit = workspace._read_edit(file)
+                edit = workspace.files.read(file)
                 check_places(model, edit.factors, f"edit {edit.name!r}")
                 readable.append(edit)
             except NPTError as e:
@@ -173,7 +171,7 @@ class Workspace:
 
     def save_generators(self) -> None:
         """Writes the generators and their configuration into the folder, both or none of them."""
-        with self._locked():
+        with self.files.locked():
             write_generators(self.path, self.base, self.config, self.model)
 
     def reload_generators(self) -> None:
@@ -192,12 +190,12 @@ class Workspace:
     @property
     def undone(self) -> tuple[str, ...]:
         """Names of the edits that were taken back and can be redone."""
-        return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
+        return self.files.undone
 
     @property
     def names(self) -> set[str]:
         """Names of all edits, active and undone."""
-        return {f.stem for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)}
+        return self.files.names
 
     def inject(
         self,
@@ -254,7 +252,7 @@ class Workspace:
         for name in wanted:
             if name is not None:
                 check_name(name)
-        with self._locked():
+        with self.files.locked():
             taken = self.names
             chosen = []
             for fact, name in zip(told, wanted, strict=True):
@@ -264,37 +262,26 @@ class Workspace:
                     raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
                 taken.add(name)
                 chosen.append(name)
-            first = self._next_sequence()
+            first = self.files.next_sequence()
             made = self.editor.make(told, options, chosen)
             numbered = [replace(e, sequence=first + i) for i, e in enumerate(made)]
-            return self.editor.apply(numbered, self._write, options.max_drift, options.require)
+            return self.editor.apply(numbered, self.files.write, options.max_drift, options.require)
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
 
         Raises NPTError, with nothing changed, where a name is taken or an edit does not fit the model.
         """
-        with self._locked():
+        with self.files.locked():
             names = [check_name(e.name) for e in edits]
             if twice := sorted({n for n in names if names.count(n) > 1 or n in self.names}):
                 raise NPTError(f"there are edits of these names already: {', '.join(twice)}; undo and drop them first")
             for e in edits:
                 if e.base != self.base.sha256:
                     raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
-            first = self._next_sequence()
+            first = self.files.next_sequence()
             taken = [replace(e, sequence=first + i) for i, e in enumerate(edits)]
-            return tuple(self.editor.apply(taken, self._write))
-
-    def _write(self, edits: Sequence[Edit]) -> None:
-        written: list[Path] = []
-        try:
-            for edit in edits:
-                edit.save(self._file(edit.name))
-                written.append(self._file(edit.name))
-        except BaseException:
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
+            return tuple(self.editor.apply(taken, self.files.write))
 
     def verify(self) -> Verification:
         """Recomputes the weights from the base as it is on disk, compares hashes, and asks every active edit again."""
@@ -319,29 +306,24 @@ class Workspace:
 
     def undo(self, name: str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
-        with self._locked():
+        with self.files.locked():
             edit = self._active(name)
-            if not self._file(name).exists():
-                raise NPTError(
-                    f"the file of edit {name!r} is gone: another process has undone it; open the workspace again"
-                )
-            self._file(name).rename(self._file(name, undone=True))
+            self.files.undo(name)
             self.editor.ledger.set_active([e for e in self.edits if e.name != name])
         return edit
 
     def redo(self, name: str) -> Edit:
         """Puts an undone edit back, in its old place in the order."""
-        with self._locked():
-            file = self._undone_file(name)
-            edit = self._read_edit(file)
+        with self.files.locked():
+            edit = self.files.read_undone(name)
             self.editor.ledger.set_active((*self.edits, edit))
-            file.rename(self._file(name))
+            self.files.redo(name)
         return edit
 
     def drop(self, name: str) -> None:
         """Deletes an undone edit for good."""
-        with self._locked():
-            self._undone_file(name).unlink()
+        with self.files.locked():
+            self.files.drop(name)
 
     # --- asking and measuring ---------------------------------------------------------------------------------------
 
@@ -475,41 +457,9 @@ class Workspace:
         """Self-written text for measuring (N, T), disjoint from what statistics are made from."""
         return self.editor.text[1]
 
-    # --- files ---------------------------------------------------------------------------------------------------
-
-    def _file(self, name: str, undone: bool = False) -> Path:
-        return self.path / "edits" / ("undone" if undone else "") / f"{name}.safetensors"
-
-    def _read_edit(self, file: Path) -> Edit:
-        edit = Edit.load(file)
-        if edit.base != self.base.sha256:
-            raise NPTError(f"{file} is an edit of another base model ({edit.base[:12]}, not {self.base.sha256[:12]})")
-        if edit.name != file.stem:
-            raise NPTError(f"{file} holds the edit {edit.name!r}; give the file its own name back")
-        return edit
-
     def _active(self, name: str) -> Edit:
         for edit in self.edits:
             if edit.name == name:
                 return edit
         known = ", ".join(e.name for e in self.edits) or "none"
         raise NPTError(f"there is no active edit {name!r}; active are: {known}")
-
-    def _undone_file(self, name: str) -> Path:
-        file = self._file(name, undone=True)
-        if name not in self.undone:
-            hint = " (it is active; undo it first)" if name in self.names else ""
-            raise NPTError(f"there is no undone edit {name!r}{hint}; undone are: {', '.join(self.undone) or 'none'}")
-        return file
-
-    def _next_sequence(self) -> int:
-        files = [f for folder in ("edits", "edits/undone") for f in edit_files(self.path / folder)]
-        return 1 + max((read_edit_sequence(f) for f in files), default=0)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time changes the folder; another one waits."""
-        from filelock import FileLock
-
-        with FileLock(self.path / ".lock"):
-            yield

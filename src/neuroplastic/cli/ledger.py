@@ -160,7 +160,7 @@ def _lines(file: Path | None) -> tuple[str, ...]:
 @app.command
 def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """List the edits of a workspace, active and undone. Reads the files only; no model is loaded."""
-    from ..folder import list_edits
+    from ..edit_files import list_edits
 
     active, undone = list_edits(workspace)
     result = {"edits": [e.summary() for e in active], "undone": [e.summary() for e in undone]}
@@ -170,7 +170,7 @@ def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
 @app.command
 def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     """One edit in full: what it was told, what it changed and by how much. No model is loaded."""
-    from ..folder import list_edits
+    from ..edit_files import list_edits
 
     active, undone = list_edits(workspace)
     for state, listed in (("active", active), ("undone", undone)):
