@@ -33,7 +33,8 @@ def test_the_joint_update_minimises_its_objective() -> None:
     C, K, V = covariance(d), torch.randn(n, d, dtype=torch.float64), torch.randn(n, out, dtype=torch.float64)
     A = own_rows(K, C, RHO)
     D = K @ torch.linalg.solve(C, K.T)
-    assert (D / D.diagonal()[:, None] - torch.eye(n)).abs().max() < SAME  # all of different subjects
+    d = D.diagonal()
+    assert (D / (d[:, None] * d).sqrt() - torch.eye(n)).abs().max() < SAME  # all of different subjects
     dW = V.T @ solve_together(A, K, RHO)
 
     def objective(W: Tensor) -> Tensor:
@@ -59,6 +60,26 @@ def test_two_facts_about_one_subject_add_up_and_others_do_not_disturb_each_other
     dW = V.T @ solve_together(A, K, 1e-6)
     assert_close(dW @ K[0], V[0] + V[1], atol=1e-3, rtol=0)
     assert_close(dW @ K[2], V[2], atol=1e-3, rtol=0)
+
+
+def test_facts_about_one_subject_whose_keys_differ_in_length_give_what_each_gives_alone() -> None:
+    torch.manual_seed(4)
+    C, K = covariance(16), torch.randn(2, 16, dtype=torch.float64)
+    K[1] = 3 * K[0]
+    A, V = own_rows(K, C, 1e-6), torch.randn(2, 5, dtype=torch.float64)
+    dW = V.T @ solve_together(A, K, 1e-6)
+    assert_close(dW @ K[0], V[0] + V[1] / 3, atol=1e-3, rtol=0)
+    assert_close(dW @ K[1], 3 * V[0] + V[1], atol=1e-3, rtol=0)
+
+
+def test_nothing_is_asked_for_at_a_much_shorter_key_of_another_subject() -> None:
+    torch.manual_seed(5)
+    K = torch.eye(2, 8, dtype=torch.float64)
+    K[1] = 5 * (0.2 * K[0] + 0.96**0.5 * K[1])  # cosine .2, five times as long
+    A, V = own_rows(K, torch.eye(8, dtype=torch.float64), 1e-6), torch.randn(2, 5, dtype=torch.float64)
+    dW = V.T @ solve_together(A, K, 1e-6)
+    assert_close(dW @ K[0], V[0], atol=1e-3, rtol=0)
+    assert_close(dW @ K[1], V[1], atol=1e-3, rtol=0)
 
 
 def edits(count: int, d_in: int, d_out: int) -> list[Edit]:

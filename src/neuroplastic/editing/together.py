@@ -11,10 +11,11 @@ Together, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where
 
     dW = T^T (D + rho I)^-1 Z,    D = Z K^T,    T = S V
 
-(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_i, how far two keys are the same, but
-nothing below SAME: two facts about one subject have the same key, and there both values are wanted; between other keys
-nothing is. One edit alone gives back its own factors, and so do edits whose keys have nothing in common. C itself is
-not needed: A, K and rho, which every edit keeps, say all of it, for a_i . k_i = d_i / (rho + d_i).
+(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_j, what edit j gives at k_i, where the
+cosine of the two keys under C^-1 is SAME at least, else 0: two facts about one subject have the same key, up to its
+length, and there both values are wanted; between other keys nothing is. One edit alone gives back its own factors, and
+so do edits whose keys have nothing in common. C itself is not needed: A, K and rho, which every edit keeps, say all of
+it, for a_i . k_i = d_i / (rho + d_i).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Place = tuple[int, Site]
 SAME = 0.5
-"""Keys that are the same this far are of one subject."""
+"""Keys with this cosine are of one subject."""
 
 
 def solve_together(A: Tensor, K: Tensor, rho: float) -> Tensor:
@@ -43,8 +44,9 @@ def solve_together(A: Tensor, K: Tensor, rho: float) -> Tensor:
     rows, keys = A.double(), K.double()
     Z = rows * (rho / (1 - (rows * keys).sum(1, keepdim=True)))  # rho + d = rho / (1 - a . k)
     D = Z @ keys.T
-    same = D / D.diagonal()[:, None]
-    S = torch.where(same.abs() >= SAME, same, torch.zeros_like(same))
+    d = D.diagonal()
+    cosine = D / (d[:, None] * d).sqrt()
+    S = torch.where(cosine >= SAME, D / d, torch.zeros_like(D))
     eye = torch.eye(len(D), dtype=D.dtype, device=D.device)
     return (S.T @ torch.linalg.solve(D + rho * eye, Z)).to(A.dtype)
 
