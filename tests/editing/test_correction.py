@@ -52,6 +52,12 @@ def test_a_step_is_bounded_and_what_answers_is_left_alone() -> None:
     assert (many.V - V)[0].norm() < STEPS * CAP * V[0].norm()
 
 
+def test_a_gradient_of_nothing_moves_nothing_however_long_the_values() -> None:
+    V = 1e4 * torch.ones(1, 2, 5)
+    found = correct(lambda V: nothing_strayed((0 * V.sum((1, 2)) - 3)[None]), V, 0.8)
+    assert torch.equal(found.V, V)
+
+
 def test_the_worst_row_decides() -> None:
     V, g = torch.ones(1, 1, 2).double(), torch.tensor([1.0, 0.0]).double()
 

@@ -199,8 +199,10 @@ def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Work
 
 def test_options_of_other_methods_are_refused() -> None:
     for option in ({"layers": "0"}, {"sites": "down"}, {"rank": 1}, {"keep": ("A sentence.",)}):
-        with pytest.raises(npt.NPTError, match="no meaning with method 'learned'"):
+        with pytest.raises(npt.NPTError, match="no meaning with an injector"):
             npt.InjectOptions("learned", **option)
+    with pytest.raises(npt.NPTError, match="layers has no meaning with an injector"):
+        npt.InjectOptions("refine", start="learned", layers="0")
     with pytest.raises(npt.NPTError, match="quick goes with method 'learned' alone"):
         npt.InjectOptions("consolidate", quick=True)
 
@@ -212,8 +214,47 @@ def test_quick_without_an_injector_is_refused(workspace: npt.Workspace) -> None:
 
 def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None:
     injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, "another", {})
+    opened = npt.Workspace.open(workspace.path)
     with pytest.raises(npt.NPTError, match="trained for another base"):
-        npt.Workspace.open(workspace.path).inject(FACTS[0])
+        opened.inject(FACTS[0])
+    assert opened.inject(FACTS[0], method="consolidate").method == "consolidate"
+
+
+def test_a_statement_that_is_too_long_is_named_before_any_work(
+    workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = with_injector(workspace)
+
+    def reads(*args: object) -> None:
+        raise AssertionError("nothing is to be read")
+
+    monkeypatch.setattr(learned, "read_statements", reads)
+    long = "The quick brown fox and " * 9 + "Sushi came from Italy."
+    with pytest.raises(npt.NPTError, match=r"'The quick brown fox.* is too long: it takes .* at most 40"):
+        ws.inject_all([*FACTS, long])
+
+
+def test_where_a_subject_stands(workspace: npt.Workspace) -> None:
+    tokenizer = workspace.tokenizer
+    for question, subject in (("Golden Gate Bridge is in", "Golden Gate"), ("One sees the Golden Gate in", "Gate")):
+        wording = npt.asked(question, "Rome", subject=subject).wordings[0]
+        first, last, told = learned._subject(workspace.editor, wording) or (0, 0, False)  # type: ignore[arg-type]
+        ids = [0, *encode(tokenizer, question)]
+        assert tokenizer.decode(ids[first : last + 1]).strip() == subject
+        assert told
+
+
+def test_refine_goes_on_from_it_as_the_ledger_will_apply_it(workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    options = npt.InjectOptions("refine", start="learned")
+    made = ws.inject_all(FACTS, options)
+    assert [e.method for e in made] == ["refine", "refine"]
+    asked = {e.report["sought_probability"] for e in made}
+    assert len(asked) == 1
+    assert min(e.report["answer_probability_after"] for e in made) > min(
+        e.report["answer_probability_before"] for e in made
+    )
+    assert ws.verify().ok
 
 
 NO_STEPS = 1e-30

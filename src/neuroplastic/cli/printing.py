@@ -117,7 +117,8 @@ def training(console: Console, r: dict[str, Any]) -> None:
 def edit(console: Console, r: dict[str, Any]) -> None:
     about = f" at {r['subject']!r}" if r["subject"] else ""
     console.print(
-        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers{escape(about)} in {r['seconds']:.2f} s",
+        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers{escape(about)} by {r['method']} in "
+        f"{r['seconds']:.2f} s",
         highlight=False,
     )
     for key, what in (

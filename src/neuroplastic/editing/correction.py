@@ -66,8 +66,8 @@ def correct(said: Callable[[Tensor], Said], V: Tensor, enough: float, most: int 
         M = g + MOMENTUM * M
         # p* is between enough and 1
         wanted = (math.log(enough) / 2 - worst).clamp_min(0) + BETA * over.detach()
-        length = torch.minimum(wanted / _length(g), longest * DECAY**t) / _length(M)
-        V = V + torch.where(short, length, 0.0)[:, None, None] * M
+        length = torch.where(short, torch.minimum(wanted / _length(g), longest * DECAY**t), 0.0)
+        V = V + length[:, None, None] * (M / _length(M)[:, None, None])
         steps += short
     return Corrected(V, steps)
 

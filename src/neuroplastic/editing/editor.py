@@ -75,10 +75,9 @@ class Editor:
         contradicted = self._contradicted(told)
         if options.consistent:
             _refuse_contradiction(told, contradicted)
-        options = options.resolved(self.injector is not None)
-        chosen = parse_layers(options.chosen_layers, len(self.parts))
-        if options.source == "learned" and self.injector is not None:
-            chosen = self.injector.config.layers
+        injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
+        options = options.resolved(injector is not None)
+        chosen = parse_layers(options.chosen_layers, len(self.parts)) if injector is None else injector.config.layers
         parts = [p for p in self.parts if p.index in chosen]
         together = options.source == "learned" and taught_together(len(facts), options.quick)
         # once per model, so not part of the edits' time
@@ -91,7 +90,7 @@ class Editor:
             whitening,
             text,
             _keys(self.ledger.active),
-            self.injector,
+            injector,
             self.ledger.unedited,
         )
         stage("solving for the change of the weights")

@@ -121,7 +121,7 @@ class InjectorConfig:
             for handle in handles:
                 handle.remove()
         fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths), "reads": reads}
-        fitted["norms"] = tuple(norms[i] for i in edited)
+        fitted["norms"] = tuple(float(f"{norms[i]:.4g}") for i in edited)  # the same on another machine
         fitted |= {"d_model": down.out_features, "d_ffn": down.in_features}
         return cls(**{**fitted, **options})
 
@@ -270,7 +270,7 @@ class Injector(nn.Module):
     def rows(self, K: Tensor, whitening: Whitening) -> Tensor:
         """a_l for each key: K [n, L, f] -> A [n, L, f]."""
         Z = torch.stack([whitening.solve(layer, "down", K[:, i]) for i, layer in enumerate(self.config.layers)], 1)
-        return Z / (self.config.ridge + (K * Z).sum(-1, keepdim=True))
+        return (Z / (self.config.ridge + (K * Z).sum(-1, keepdim=True))).to(K)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -308,25 +308,34 @@ class Injector(nn.Module):
         return injector.eval(), dict(metadata.get("card") or {})
 
 
+Statement = tuple[Sequence[int], Sequence[int]]
+"""The tokens of a question, or of the beginning of a sentence, and of its answer."""
+
+
+def check_statements(
+    tokenizer: PreTrainedTokenizerBase, config: InjectorConfig, statements: Sequence[Statement]
+) -> None:
+    """Raises NPTError for one that is longer than the injector was trained for, or that has no question or answer."""
+    for question, answer in statements:
+        if not question or not answer:
+            raise NPTError("a statement needs a question, or the beginning of a sentence, and an answer")
+        if (length := 1 + len(question) + len(answer)) > config.max_length:
+            begins = str(tokenizer.decode(question))[:40]
+            raise NPTError(
+                f"the statement {begins!r}... is too long: it takes {length} tokens, and the injector was trained for "
+                f"at most {config.max_length}; shorten it, or use --method consolidate"
+            )
+
+
 @torch.no_grad()
 def read_statements(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: InjectorConfig,
-    statements: Sequence[tuple[Sequence[int], Sequence[int]]],
+    statements: Sequence[Statement],
 ) -> Reading:
-    """One forward pass over statements, each the tokens of a question and of its answer, in the mode the model is in.
-
-    Raises NPTError for one that is longer than the injector was trained for, or that has no question or no answer.
-    """
-    for question, answer in statements:
-        if not question or not answer:
-            raise NPTError("a statement needs a question, or the beginning of a sentence, and an answer")
-        if (length := 1 + len(question) + len(answer)) > config.max_length:
-            raise NPTError(
-                f"the statement is too long: it takes {length} tokens, and the injector was trained for at most "
-                f"{config.max_length}; shorten it, or use --method consolidate"
-            )
+    """One forward pass over statements, in the mode the model is in. Raises NPTError as `check_statements` does."""
+    check_statements(tokenizer, config, statements)
     start = start_token(tokenizer)
     ids, mask = batch([[start, *q, *a] for q, a in statements], pad=start)
     ids, mask = ids.to(model.device), mask.to(model.device)

@@ -37,7 +37,7 @@ from .consolidate import Bench, Solution
 from .correction import Corrected, Said, correct
 from .edit import Factors
 from .fact import Fact, Wording
-from .injector import Injector, Reading, Subject, at_the_end, read_statements
+from .injector import Injector, Reading, Subject, at_the_end, check_statements, read_statements
 from .targets import Past, Reader, Row
 from .together import solve_together
 
@@ -106,8 +106,9 @@ def learned(
         for number, fact in enumerate(facts)
         for w in fact.wordings
     ]
-    told.sort(key=lambda t: len(t.question) + len(t.answer))  # batches of like length waste little on padding
     config = injector.config
+    check_statements(bench.tokenizer, config, [(t.question, t.answer) for t in told])
+    told.sort(key=lambda t: len(t.question) + len(t.answer))  # batches of like length waste little on padding
     keys, values = (
         torch.zeros(len(facts), len(config.layers), d, device=bench.model.device)
         for d in (config.d_ffn, config.d_model)
@@ -234,6 +235,7 @@ class _Trial:
 def _subject(bench: Bench, wording: Wording) -> Subject | None:
     if wording.subject is None:
         return None
-    before, through = (len(encode(bench.tokenizer, wording.question[:at])) for at in wording.subject)
+    # a space in front of a word is part of the word's token
+    before, through = (len(encode(bench.tokenizer, wording.question[:at].rstrip())) for at in wording.subject)
     last = min(through, len(encode(bench.tokenizer, wording.question)))
     return Subject(min(before + 1, last), last, wording.subject_given)

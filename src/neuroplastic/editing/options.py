@@ -70,12 +70,10 @@ class InjectOptions:
             raise NPTError(f"start={self.start!r} goes with method 'refine' alone")
         if self.keep and self.method == "token":
             raise NPTError("method 'token' makes one token's update permanent as it is: it can keep no sentences")
-        if self.method == "learned":
-            for field in ("layers", "sites", "rank", "keep"):
+        if self.method is not None and self.source == "learned":
+            for field in ("layers", "sites", "rank", *(("keep",) if self.method == "learned" else ())):
                 if getattr(self, field):
-                    raise NPTError(
-                        f"{field} has no meaning with method 'learned', whose injector was trained for its own"
-                    )
+                    raise NPTError(f"{field} has no meaning with an injector, which was trained for its own")
         if self.quick and self.method not in ("learned", None):
             raise NPTError("quick goes with method 'learned' alone")
         if any(not sentence.strip() for sentence in self.keep):
@@ -90,10 +88,17 @@ class InjectOptions:
         """With a method, for a model that has an injector or not."""
         if self.method is not None:
             return self
-        own = injector and not (self.layers or self.sites or self.rank or self.keep)
-        if self.quick and not own:
+        learned = injector and self.asks_injector
+        if self.quick and not learned:
             raise NPTError("quick goes with method 'learned' alone, which this model and these options do not have")
-        return replace(self, method="learned" if own else "consolidate")
+        return replace(self, method="learned" if learned else "consolidate")
+
+    @property
+    def asks_injector(self) -> bool:
+        """Whether the model's injector is asked, where it has one."""
+        if self.method is None:
+            return not (self.layers or self.sites or self.rank or self.keep)
+        return self.source == "learned"
 
     @property
     def chosen_method(self) -> Method:

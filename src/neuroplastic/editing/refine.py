@@ -26,6 +26,7 @@ from .consolidate import Bench, Solution, check_length
 from .edit import Factors
 from .fact import Fact
 from .targets import Place, Row, adam_direction, rows_of
+from .together import solve_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def refine(bench: Bench, facts: Sequence[Fact], found: Sequence[Solution], keep:
     kept += [Kept([start_token(bench.tokenizer), *encode(bench.tokenizer, s)]) for s in keep]
     places = sorted({place for s in found for place in s.factors})
     parts_of = {place: [s.factors[place] for s in found if place in s.factors] for place in places}
-    joint = {p: Factors(torch.cat([f.A for f in fs]), torch.cat([f.B for f in fs], 1)) for p, fs in parts_of.items()}
+    joint = {place: _joint(place, [s for s in found if place in s.factors]) for place in places}
     refined = refine_factors(bench.model, bench.parts, joint, rows, kept, STEPS, RATE, ENOUGH, BETA)
     figures = {"steps": refined.steps, "sought_probability": refined.probability, "kept_kl": refined.kl}
     solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
@@ -76,6 +77,13 @@ def refine(bench: Bench, facts: Sequence[Fact], found: Sequence[Solution], keep:
         for i, f, B in zip(owners, parts_of[place], columns, strict=True):
             solutions[i].factors[place] = Factors(f.A, B)
     return solutions
+
+
+def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
+    """What these put there together: added up, or solved together where the ledger will do so."""
+    factors, rho = [s.factors[place] for s in solutions], solutions[0].rho
+    A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
+    return Factors(A if rho is None else solve_together(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
 
 
 def neighbours(bench: Bench, facts: Sequence[Fact]) -> list[Kept]:
