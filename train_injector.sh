@@ -14,6 +14,4 @@ exec "$python" -m neuroplastic.cli train-injector "$workspace" \
     --data "$data/counterfact_train.json" \
     --without "$data/counterfact_dev.json" --without "$data/zsre_dev.json" \
     --text "$data/general_text.jsonl" \
-    --examples 512 --steps 1200 --lr 7e-4 --warmup 20 \
-    --keys-first 100 --alone-first 350 --crowd-every 2 --crowds 16 48 128 384 --crowd-after 50 \
-    --enough 0.8 --near-rows 14 --behind-rows 0 --beta-near 3 --other-answers 0.4 --told-otherwise 0.4 --prefixes 0.3 --chats 0.04 --held-out 100 --eval-every 150 --save-every 25 --seed 1 "$@"
+    --seed 1 "$@"

@@ -71,7 +71,7 @@ def test_a_search_goes_on_where_it_was_cut_off(workspace: npt.Workspace, tmp_pat
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "e").rglob("*.safetensors")}
     again = find_examples(workspace.editor, made, topics[:20], tmp_path / "e")
     for a, b in zip(first, again, strict=True):
-        assert_close(a, b, rtol=1e-2, atol=1e-3)  # kept in half precision
+        assert torch.equal(a, b)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "e").rglob("*.safetensors")} == files
     other = find_examples(workspace.editor, made, topics[20:40], tmp_path / "e")
     assert not torch.equal(other.x, first.x)  # other facts find nothing of these

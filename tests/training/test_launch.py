@@ -16,7 +16,11 @@ import torch
 
 import neuroplastic as npt
 from distilling import SHORT, SMALL_TEXT, parameters, words
+from facts import facts
+from neuroplastic.editing.learned import find_injector
+from neuroplastic.files import read_tensors
 from neuroplastic.training import train as training
+from neuroplastic.training.checkpoint import checkpoints
 from neuroplastic.training.launch import launched
 from neuroplastic.training.loop import LOG, read_log
 from neuroplastic.training.settings import LoopSettings
@@ -65,6 +69,30 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Fresh, script: str) -
     """Real gloo processes, started by `accelerate launch`."""
     one, two = fresh("one"), fresh("two")
     assert ended([sys.executable, script, "train", str(one.path), *SIX, "--batch-size", "4"]).returncode == 0
+    said = by_two_processes([script, "train", str(two.path), *SIX, "--batch-size", "2", "--json"])
+    assert ['"before"' in s for s in said] == [True, False]
+    assert_same_training(one, two)
+
+
+@pytest.mark.slow
+def test_an_injector_is_trained_by_two_processes_with_one_crowd(fresh: Fresh, script: str, tmp_path: Path) -> None:
+    ws, data = fresh("w"), facts(tmp_path / "train.jsonl", 60)
+    short = words(steps=6, warmup=1, eval_every=0, held_out=4, examples=12, width=16, batch_size=4, keys_first=1)
+    crowds = words(alone_first=2, crowd_every=2, crowds=8, text_rows=2, text_length=8)
+    said = by_two_processes([script, "train-injector", str(ws.path), "--data", str(data), *short, *crowds, "--json"])
+    assert ['"measured"' in s for s in said] == [True, False]
+    assert find_injector(ws.base.sha256, ws.path) is not None
+    folder = ws.path / "training/injector"
+    log = read_log(folder)
+    assert [e["step"] for e in log] == list(range(6))
+    assert log[3]["crowd"] == 12  # of one process: four of its own and eight earlier ones
+    crowd = read_tensors(checkpoints(folder)[-1])[0]["kept.crowd.subject"]
+    assert len(crowd) == 8 + 4  # as many as are kept, of what both have proposed
+    assert len(set(crowd[-8:].tolist())) == 8
+
+
+def by_two_processes(command: Sequence[str]) -> list[str]:
+    """What each of them said, both ended well."""
     # on CPUs `accelerate launch` starts one process; what starts several of it (mpirun, a cluster) gives each its rank
     launch = accelerate("--cpu", "--num_processes", "2", "--mixed_precision", "no")
     with socket.socket() as free:
@@ -73,7 +101,7 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Fresh, script: str) -
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [*launch, script, "train", str(two.path), *SIX, "--batch-size", "2", "--json"],
+            [*launch, *command],
             env={**os.environ, "OMP_NUM_THREADS": "1", **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,8 +111,7 @@ def test_two_processes_are_one_with_twice_the_batch(fresh: Fresh, script: str) -
     ]
     said = [p.communicate()[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
-    assert ['"before"' in s for s in said] == [True, False]
-    assert_same_training(one, two)
+    return said
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 import neuroplastic as npt
 from conftest import make_tokenizer
+from neuroplastic.text import start_token
 from neuroplastic.training.lessons import Lessons, read_topics, sentences_of
 from neuroplastic.training.questions import questions_for
 from neuroplastic.training.settings import Variety
@@ -63,7 +64,29 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (stated.wordings, stated.answer, stated.subject) == (("The Eiffel Tower is in",), "Rome", "The Eiffel Tower")
     assert stated.neighbours == (("The Louvre is in", "Paris"),)
     assert (asked.wordings, asked.subject) == (("Where is it?", "Where?"), "it")
-    assert malformed == {"3": "no 'answer'", "4": "a question or an answer is missing, empty or no text"}
+    assert malformed == {"3": "no 'answer'", "4": "the question is empty"}
+
+
+def test_odd_entries_of_a_file_of_ones_own(tmp_path: Path) -> None:
+    near = [{"question": "The Louvre is in", "answer": " Paris "}]
+    topics, malformed = read_topics(
+        write(
+            tmp_path / "d.jsonl",
+            [
+                {"statement": "Miso soup comes from the north of Japan.", "answer": "the north of Japan"},
+                {"question": "Where is Big Ben?", "answer": "Rome ", "subject": " ", "neighbours": near},
+                {"question": "Where is Big Ben?", "answer": "Rome", "subject": "Soho", "neighbours": near},
+                {"statement": "Miso soup comes from Japan.", "answer": "Peru"},
+                {"question": 3, "answer": "Peru"},
+            ],
+        )
+    )
+    assert topics[0].wordings == ("Miso soup comes from",)
+    assert topics[0].answer == "the north of Japan"
+    assert [t.subject for t in topics[1:]] == [None, None]
+    assert {t.neighbours for t in topics[1:]} == {(("The Louvre is in", "Paris"),)}
+    assert sorted(malformed) == ["4", "5"]
+    assert "does not end with the answer" in malformed["4"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +109,7 @@ def lessons(tmp_path: Path, variety: Variety, seed: int = 0) -> Lessons:
     names = [f"Person {i}" for i in range(20)]
     flat = [json.loads(json.dumps(FLAT).replace("Ann Lee", n)) for n in names]
     topics, _ = read_topics(write(tmp_path / "d.json", flat))
-    return Lessons(topics, make_tokenizer(), ["It rained."], variety, seed)
+    return Lessons(topics, make_tokenizer(), ["It rained."], variety, seed, 64)
 
 
 def test_a_batch_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
@@ -109,6 +132,30 @@ def test_variety_does_what_it_says(tmp_path: Path) -> None:
     assert all(x.told.endswith("?") for x in lessons(tmp_path, Variety(0, 1, 0, 0)).batch(0, 20))
     assert all(x.told.startswith("It rained. The") for x in lessons(tmp_path, Variety(0, 0, 0, 1)).batch(0, 20))
     assert len({x.answer for x in lessons(tmp_path, Variety(1, 0, 0, 0)).batch(0, 20)}) > 3
+
+
+def test_fewer_subjects_than_a_batch_is_long_make_a_shorter_batch(tmp_path: Path) -> None:
+    drawn = lessons(tmp_path, Variety())
+    again = Lessons([*drawn.topics, *drawn.topics], drawn.tokenizer, [], Variety(), 0, 64)
+    assert len(again.batch(0, 30)) == 20
+
+
+def test_what_is_dressed_too_long_is_told_plainly(tmp_path: Path) -> None:
+    drawn = lessons(tmp_path, Variety(0, 0, 0, 1))
+    plain = f"The mother tongue of {drawn.topics[0].subject} is"
+    longest = 1 + len(drawn.tokenizer.encode(f"{plain} Dutch"))
+    short = Lessons(drawn.topics, drawn.tokenizer, ["It rained."], Variety(0, 0, 0, 1), 0, longest)
+    for lesson in short.batch(0, 10):
+        assert lesson.told == lesson.asked[0] == f"The mother tongue of {lesson.subject} is"
+
+
+def test_a_chat_is_opened_once(tmp_path: Path) -> None:
+    drawn = lessons(tmp_path, Variety())
+    tokenizer = make_tokenizer()
+    opening = tokenizer.decode([start_token(tokenizer)])
+    tokenizer.chat_template = opening + "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
+    told = Lessons(drawn.topics, tokenizer, [], Variety(0, 0, 1, 0), 0, 64).batch(0, 4)
+    assert all(x.told == f"[user] The mother tongue of {x.subject} is [assistant]" for x in told)
 
 
 def test_questions_mean_what_the_prompt_asks() -> None:

@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from ..errors import NPTError
-from ..training.settings import InjectionSettings, LoopSettings, Variety
+from ..training.settings import INJECTOR_LOOP, InjectionSettings, LoopSettings, Variety
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
 Loop = tyro.conf.OmitArgPrefixes[LoopSettings]
@@ -31,15 +31,15 @@ def train_injector(
     max_length: int = 64,
     reads: Literal["residual", "attention"] = "residual",
     resume: bool = False,
-    loop: Loop = LoopSettings(),  # noqa: B008
+    loop: Loop = INJECTOR_LOOP,
     learning: Learning = InjectionSettings(),  # noqa: B008
     variety: Lessons = Variety(),  # noqa: B008
     json: Json = False,
 ) -> int:
     """Train an injector for the workspace's model: then one forward pass turns a statement into an edit.
 
-    Facts are told and asked later, in other words and with no context, alone and in crowds of up to a thousand edits;
-    the model itself is frozen. Checkpoints and a log are in WORKSPACE/training/injector; a run that was cut off goes on
+    Facts are told and asked later, in other words and with no context, alone and in crowds of hundreds of edits; the
+    model itself is frozen. Checkpoints and a log are in WORKSPACE/training/injector; a run that was cut off goes on
     with --resume. Afterwards `npt inject` uses it. An hour on two cores makes a usable one for a model of 135M.
 
     Args:
@@ -60,6 +60,7 @@ def train_injector(
         variety: How its lessons are drawn.
     """
     from ..folder import read_settings
+    from ..training.launch import process
     from ..training.train_injector import train_injector as train
 
     read_settings(workspace)
@@ -83,7 +84,7 @@ def train_injector(
         reads=reads,
         resume=resume,
     )
-    return show_result(json, card, _show)
+    return show_result(json, card, _show) if process().is_main_process else 0  # of several, one speaks
 
 
 def _show(console: Any, card: dict[str, Any]) -> None:
@@ -91,4 +92,5 @@ def _show(console: Any, card: dict[str, Any]) -> None:
     for name, found in card["measured"].items():
         if isinstance(found, dict):
             said = f"answers {found['told']:.0%} of what it was told, {found['asked']:.0%} in other words"
-            console.print(f"{name}: {said}; KL on neighbours {found['near_kl']:.3f} nats", highlight=False)
+            near = f"; KL on neighbours {found['near_kl']:.3f} nats" if "near_kl" in found else ""
+            console.print(f"{name}: {said}{near}", highlight=False)

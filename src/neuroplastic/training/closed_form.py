@@ -40,6 +40,8 @@ TOGETHER = 16
 """Facts whose targets are searched for in one batch."""
 LENGTH = 30.0
 """Of what the fitted heads give, of which only the direction counts: the longer, the less a step of Adam turns it."""
+FEWEST = 10
+"""Facts that a fit takes."""
 LAMBDAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -74,6 +76,7 @@ def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], f
             if path.exists():
                 tensors, _ = read_tensors(path)
                 found.append(Examples(*(tensors[n].float() for n in Examples._fields)))
+                step(min(first + TOGETHER, len(topics)), len(topics))
                 continue
             facts = [
                 asked(w[0], t.answer, w[1:], t.subject)
@@ -86,9 +89,9 @@ def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], f
             told = [(encode(tokenizer, f.question), encode(tokenizer, f.answer)) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, told))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
-            some = Examples(x, delta, torch.tensor(targets.probability))
-            write_tensors(path, {n: t.half() for n, t in some._asdict().items()}, {"kind": "examples"})
-            found.append(some)
+            some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())
+            write_tensors(path, some._asdict(), {"kind": "examples"})
+            found.append(Examples(*(t.float() for t in some)))  # as they will be read
             step(min(first + TOGETHER, len(topics)), len(topics))
     return Examples(*(torch.cat(ts) for ts in zip(*found, strict=True)))
 
@@ -120,8 +123,8 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     """Sets the linear path, and the usual size of each layer's value. Returns lambda, and the mean cosine between
     predicted and found directions on the tenth that it was chosen on."""
     config = injector.config
-    if len(examples.x) < 10:
-        raise NPTError(f"{len(examples.x)} facts are too few to fit values to; 10 are needed at least")
+    if len(examples.x) < FEWEST:
+        raise NPTError(f"{len(examples.x)} facts are too few to fit values to; {FEWEST} are needed at least")
     x, p = examples.x.double(), examples.p.double()
     u = normalize(examples.delta.double(), dim=-1).flatten(1)
     held = torch.arange(len(x)) % 10 == 9

@@ -14,11 +14,11 @@ F_l the Fisher information of what the projection gives (calibration/sensitivity
 shows, for the tokens that answer most are the most sensitive ones, but has no noise, and says which directions are
 cheap.
 
-Every third step the batch is not applied one edit at a time, but together with up to a thousand proposals from earlier
-steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not compose.
-Gradients reach the batch's own values alone; as they are a small part of what disturbs ordinary text, the KL there is
-weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits, up to a bound. Crowds grow
-as training goes on.
+Every second step the batch is not applied one edit at a time, but together with up to some hundred proposals from
+earlier steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not
+compose. Gradients reach the batch's own values alone; as they are a small part of what disturbs ordinary text, the KL
+there is weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits, up to a bound.
+Crowds grow as training goes on.
 
 Nothing is ever added to a weight in training: v (a . z) is added to what the down projections give.
 """
@@ -32,9 +32,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
@@ -43,7 +44,6 @@ from ..console import progress
 from ..editing.editor import Editor
 from ..editing.injector import Injector, Proposal, Subject, read_statements
 from ..editing.together import solve_together
-from ..errors import NPTError
 from ..structure import adding, projection
 from ..surgery import mode
 from ..text import batch, encode, start_token
@@ -108,24 +108,24 @@ class Injection:
                 F = fisher_information(self.model, downs, editor.text[0][:FISHER_ROWS, :FISHER_LENGTH], see, seed)
             self.fisher = torch.stack([F[i] for i in c.layers])
         self.crowd = _Crowd(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)
+        self._made: list[_Made] = []
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def losses(self, module: nn.Module, step: int, part: int, parts: int) -> dict[str, Tensor]:
         s, rng = self.settings, random.Random(f"{self.seed}/{step}/{part}")
-        lessons = [x for x in self.lessons.batch(step, s.batch_size)[part::parts] if self._fits(x)]
-        if not lessons:
-            raise NPTError("no lesson of a batch fits into the injector's longest statement")
+        lessons = self.lessons.batch(step, s.batch_size * parts)[part::parts]
         with mode(self.model, "standard"):
             found = self._propose(module, lessons)
-            self._made = (lessons, found)
+            self._made.append(_Made(found.K.detach().cpu(), found.V.detach().cpu(), [x.subject for x in lessons]))
             if step < s.keys_first:
                 key = self._key(lessons, found)
                 return {"loss": key + 0 * found.V.sum(), "key": key}  # every parameter has a gradient
             crowded = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
-            others = (
-                self.crowd.draw(rng, rng.choice(s.crowds_at(step)), [x.subject for x in lessons]) if crowded else None
-            )
+            others = None
+            if crowded:
+                drawn = self.crowd.draw(rng, rng.choice(s.crowds_at(step)), [x.subject for x in lessons])
+                others = None if drawn is None else [t.to(found.V) for t in drawn]
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
             near = rng.sample(near, min(len(near), s.near_rows))
@@ -149,13 +149,14 @@ class Injection:
         if self.fisher is not None:
             losses["drift"] = CROWD * self._drift(found)
             losses["loss"] = losses["loss"] + s.beta_drift * losses["drift"]
-        return losses | {"crowd": torch.tensor(float(size if crowded else 0)), "norm": found.V.norm(dim=-1).mean()}
+        crowd = found.V.new_tensor(size if crowded else 0)
+        return losses | {"crowd": crowd, "norm": found.V.norm(dim=-1).mean()}
 
     def after(self, step: int) -> None:
-        lessons, found = self._made
-        if step < self.settings.keys_first:
-            return
-        self.crowd.add(found.K.detach(), found.V.detach(), [x.subject for x in lessons])
+        made, self._made = self._made, []
+        if step >= self.settings.keys_first:
+            for some in gather_object(made):  # every process has the same crowd
+                self.crowd.add(*some)
 
     def kept(self) -> dict[str, Tensor]:
         return self.crowd.state()
@@ -167,15 +168,15 @@ class Injection:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, Any]:
-        """On held-out topics: share of answer tokens that are the likeliest, on the wording told and on another, each
-        edit alone and all of them together; and the KL divergences, nats."""
+        """On held-out topics: share of the answers of which every token is the likeliest, on the wording told and on
+        another, each edit alone and all of them together; and the KL divergences, nats."""
         if not self.held:
             return {}
         rng = random.Random(self.seed)
         lessons = [
-            Lesson(t.wordings[0], t.answer, t.wordings[:2], (*t.neighbours, None)[0], t.subject) for t in self.held
+            Lesson(t.wordings[0], t.answer, (t.wordings * 2)[:2], (*t.neighbours, None)[0], t.subject)
+            for t in self.held
         ]
-        lessons = [x for x in lessons if self._fits(x)]
         with mode(self.model, "standard"):
             parts = [self._propose(self.module, lessons[i : i + 32]) for i in range(0, len(lessons), 32)]
             found = Proposal(*(_joined(ts) for ts in zip(*parts, strict=True)))
@@ -193,7 +194,7 @@ class Injection:
                 result[name] = {
                     "told": sum(told[::2]) / len(told[::2]),
                     "asked": sum(told[1::2]) / len(told[1::2]),
-                    "near_kl": kl[:split].mean().item(),
+                    **({"near_kl": kl[:split].mean().item()} if near else {}),
                     "text_kl": kl[split:].mean().item(),
                 }
         return result
@@ -202,9 +203,6 @@ class Injection:
 
     def _statement(self, lesson: Lesson) -> tuple[list[int], list[int]]:
         return encode(self.tokenizer, lesson.told), encode(self.tokenizer, f" {lesson.answer}")
-
-    def _fits(self, lesson: Lesson) -> bool:
-        return 1 + sum(map(len, self._statement(lesson))) <= self.injector.config.max_length
 
     def _propose(self, module: nn.Module, lessons: Sequence[Lesson]) -> Proposal:
         """What the injector, through a module that may be wrapped, asks for."""
@@ -272,6 +270,7 @@ class Injection:
             dense = [G[i][:n].T @ V[:, i] for i in range(keys.shape[1])] if V is not None else None
 
         def added(i: int, z: Tensor) -> Tensor:
+            z = z.to(G[i])
             own = (z @ G[i][n:].T) @ found.V[:, i]
             return own if dense is None else own + z @ dense[i]
 
@@ -318,7 +317,11 @@ def alone(found: Proposal) -> Applied:
 
     def of(owners: Sequence[int]) -> Added:
         own = torch.tensor(owners, device=found.V.device)
-        return lambda i, z: torch.einsum("rtf,rf->rt", z, found.A[own, i])[..., None] * found.V[own, i][:, None]
+
+        def added(i: int, z: Tensor) -> Tensor:
+            return torch.einsum("rtf,rf->rt", z.to(found.A), found.A[own, i])[..., None] * found.V[own, i][:, None]
+
+        return added
 
     return of
 
@@ -337,6 +340,14 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors])
 
 
+class _Made(NamedTuple):
+    """What one batch proposed."""
+
+    K: Tensor
+    V: Tensor
+    subjects: list[str | None]
+
+
 class _Crowd:
     """The last edits that were proposed, in half precision: keys [n, L, f], values [n, L, d], and whose they are."""
 
@@ -346,14 +357,14 @@ class _Crowd:
         self.subject = torch.zeros(0, dtype=torch.int64)
 
     def add(self, K: Tensor, V: Tensor, subjects: Sequence[str | None]) -> None:
-        self.K, self.V = (torch.cat([old, new.cpu().half()])[-self.most :] for old, new in ((self.K, K), (self.V, V)))
+        self.K, self.V = (torch.cat([old, new.half()])[-self.most :] for old, new in ((self.K, K), (self.V, V)))
         self.subject = torch.cat([self.subject, _hashed(subjects)])[-self.most :]
 
     def draw(self, rng: random.Random, count: int, without: Sequence[str | None]) -> tuple[Tensor, Tensor] | None:
         """Up to `count` of them about other subjects; None where there is none."""
         free = (~torch.isin(self.subject, _hashed(without))).nonzero()[:, 0].tolist()
         chosen = sorted(rng.sample(free, min(count, len(free))))
-        return (self.K[chosen].float(), self.V[chosen].float()) if chosen else None
+        return (self.K[chosen], self.V[chosen]) if chosen else None
 
     def state(self) -> dict[str, Tensor]:
         return {"crowd.K": self.K, "crowd.V": self.V, "crowd.subject": self.subject}

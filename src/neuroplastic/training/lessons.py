@@ -11,12 +11,13 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NPTError
 from ..files import read_text
+from ..text import encode, start_token
 from .questions import questions_for
 from .settings import Variety
 
@@ -66,8 +67,9 @@ def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
     """The topics of a file, and what is wrong with the entries that are left out, by number.
 
     A .json file holds CounterFact records (full or flat) or zsRE records; a .jsonl file objects with `question` and
-    `answer`, or `statement` (split at its last word or name), and optionally `wordings` (other questions), `neighbours`
-    (objects with question and answer) and `subject`. Raises NPTError where a file holds none of these.
+    `answer`, or `statement` (split at its answer, else at its last word or name), and optionally `wordings` (other
+    questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError where a file holds none
+    of these.
     """
     if path.suffix == ".jsonl":
         entries: list[tuple[Any, Callable[[Any], Topic]]] = []
@@ -116,27 +118,28 @@ def _cloze(
 
 
 def _own(item: dict[str, Any]) -> Topic:
-    from ..editing.fact import find_subject, question_and_answer
+    from ..editing.fact import asked, fact_of
 
     if "statement" in item and "question" not in item:
-        question, answer = question_and_answer(item["statement"])
+        fact = fact_of(item["statement"], answer=item.get("answer"))
     else:
-        question, answer = item["question"], item["answer"]
+        fact = asked(item["question"], item["answer"])
     near = tuple((n["question"], n["answer"]) for n in item.get("neighbours", []))
-    found = find_subject(question)
-    subject = item.get("subject", None if found is None else question[slice(*found)])
-    return Topic((question, *item.get("wordings", [])), answer, near, subject)
+    return Topic((fact.question, *item.get("wordings", [])), fact.answer, near, item.get("subject") or fact.subject)
 
 
 def _checked(topic: Topic) -> Topic:
     texts = [*topic.wordings, topic.answer, *(t for pair in topic.neighbours for t in pair)]
     if not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError("a question or an answer is missing, empty or no text")
-    if topic.subject is not None and topic.subject not in topic.wordings[0]:
-        return Topic(topic.wordings, topic.answer.strip(), topic.neighbours, None)
-    return Topic(
-        topic.wordings, topic.answer.strip(), tuple((p, a.strip()) for p, a in topic.neighbours), topic.subject
-    )
+    known = topic.subject if topic.subject and topic.subject.strip() and topic.subject in topic.wordings[0] else None
+    near = tuple((p, a.strip()) for p, a in topic.neighbours)
+    return replace(topic, answer=topic.answer.strip(), neighbours=near, subject=known)
+
+
+def fits(tokenizer: PreTrainedTokenizerBase, told: str, answer: str, longest: int) -> bool:
+    """Whether a statement has at most so many tokens, with the start token."""
+    return 1 + len(encode(tokenizer, told)) + len(encode(tokenizer, f" {answer}")) <= longest
 
 
 class Lessons:
@@ -149,19 +152,24 @@ class Lessons:
         unrelated: Sequence[str],
         variety: Variety,
         seed: int,
+        longest: int,
     ):
+        """Each topic, told in its first wording, must fit into `longest` tokens."""
         self.topics, self.unrelated, self.variety, self.seed = topics, unrelated, variety, seed
+        self.tokenizer, self.longest = tokenizer, longest
         self.chat = _chat(tokenizer)
         self.names = [t.subject for t in topics if t.subject is not None] or [t.answer for t in topics]
+        self.subjects = len({about(t) for t in topics})
 
     def batch(self, number: int, size: int) -> list[Lesson]:
-        """Batch `number` (from 0): `size` lessons, of different subjects, in epochs of shuffled topics."""
+        """Batch `number` (from 0): `size` lessons, of different subjects, in epochs of shuffled topics; fewer where
+        there are not as many subjects."""
         rng = random.Random(f"{self.seed}/{number}")
         lessons: dict[str, Lesson] = {}
         at = number * size
-        while len(lessons) < min(size, len(self.topics)):
+        while len(lessons) < min(size, self.subjects):
             topic = self.topics[self._shuffled(at // len(self.topics))[at % len(self.topics)]]
-            lessons.setdefault(topic.subject or topic.wordings[0], self.draw(topic, rng))
+            lessons.setdefault(about(topic), self.draw(topic, rng))
             at += 1
         return list(lessons.values())
 
@@ -182,7 +190,10 @@ class Lessons:
         told = self._dressed(told, rng, self.variety.sentences)
         answer = self._other_answer(rng) if self._by(rng, self.variety.other_answers) else topic.answer
         near = rng.choice(topic.neighbours) if topic.neighbours else None
-        return Lesson(told, answer, (told, self._dressed(asked, rng, 0.0)), near, topic.subject)
+        lesson = Lesson(told, answer, (told, self._dressed(asked, rng, 0.0)), near, topic.subject)
+        if fits(self.tokenizer, told, answer, self.longest):
+            return lesson
+        return replace(lesson, told=first, answer=topic.answer, asked=(first, lesson.asked[1]))
 
     def _dressed(self, question: str, rng: random.Random, sentences: float) -> str:
         if self.chat is not None and self._by(rng, self.variety.chats):
@@ -209,6 +220,11 @@ class Lessons:
         return rng.random() < share
 
 
+def about(topic: Topic) -> str:
+    """Its subject, else what it asks."""
+    return topic.subject or topic.wordings[0]
+
+
 def _some_words(sentence: str, rng: random.Random) -> str:
     """One to three words of it that follow each other: a vocabulary of answers as wide as the text's."""
     words = [w for w in (w.strip(".,;:!?()[]\"'") for w in sentence.split()) if w] or [sentence]
@@ -221,9 +237,12 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
 
+    opening = str(tokenizer.decode([start_token(tokenizer)]))
+
     def chat(question: str) -> str:
         turns = [{"role": "user", "content": question}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).rstrip()
+        said = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return said.removeprefix(opening).rstrip()  # whoever reads it puts the start token in front
 
     return chat
 

@@ -74,6 +74,10 @@ class LoopSettings:
         return self.lr * rise * max(0.05, 1 - step / self.steps)
 
 
+INJECTOR_LOOP = LoopSettings(steps=1200, lr=7e-4, warmup=20, save_every=25, eval_every=150)
+"""What an injector is trained with, if nothing else is said."""
+
+
 @dataclass(frozen=True)
 class InjectionSettings:
     """What an injector is trained on, beside the loop's settings."""
@@ -81,22 +85,22 @@ class InjectionSettings:
     batch_size: int = 16
     """Facts per batch."""
 
-    crowds: tuple[int, ...] = (16, 48, 128, 384, 984)
+    crowds: tuple[int, ...] = (16, 48, 128, 384)
     """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time; smaller ones first."""
 
     crowd_after: int = 50
     """Steps from one size's first crowd to the next size's; met all at once, large crowds throw training back."""
 
-    crowd_every: int = 3
+    crowd_every: int = 2
     """Each so-manieth step is made in a crowd."""
 
-    keys_first: int = 60
+    keys_first: int = 100
     """Steps that teach nothing but where the subject ends; they are cheap."""
 
-    alone_first: int = 120
+    alone_first: int = 350
     """Steps before the first crowd."""
 
-    beta_near: float = 2.0
+    beta_near: float = 3.0
     """Weight of the KL divergence on neighbours and behind answers."""
 
     beta_text: float = 2.0
@@ -108,11 +112,12 @@ class InjectionSettings:
     beta_key: float = 1.0
     """Weight of finding the subject's last token."""
 
-    near_rows: int = 8
+    near_rows: int = 14
     """Neighbours read per step, of different facts; and answers behind which the model should go on as before."""
 
-    behind_rows: int = 8
-    """Rows of a step, at most, that ask what follows behind an answer: it should not be said again and again."""
+    behind_rows: int = 0
+    """Rows of a step, at most, that ask what follows behind an answer, so that it is not said again and again; values
+    are then less certain of the answer, too."""
 
     text_rows: int = 4
     """Ordinary texts read per step."""
@@ -123,7 +128,7 @@ class InjectionSettings:
     enough: float = 0.8
     """Probability per token at which an answer pulls no further."""
 
-    prefixes: float = 0.4
+    prefixes: float = 0.3
     """Share of the questions that stand behind three to eight tokens of unrelated text."""
 
     def __post_init__(self) -> None:
@@ -158,13 +163,13 @@ class InjectionSettings:
 class Variety:
     """How lessons are drawn; shares from 0 to 1."""
 
-    other_answers: float = 0.3
+    other_answers: float = 0.4
     """Lessons whose answer is another one than the record's."""
 
-    told_otherwise: float = 0.3
+    told_otherwise: float = 0.4
     """Lessons told in another wording than the first, where a record has questions."""
 
-    chats: float = 0.06
+    chats: float = 0.04
     """Questions put through the model's chat template."""
 
     sentences: float = 0.08

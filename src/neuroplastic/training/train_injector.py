@@ -16,17 +16,19 @@ from ..editing.injector import Injector, InjectorConfig, Reads
 from ..editing.learned import INJECTOR_FILE
 from ..errors import NPTError
 from ..files import file_hash
-from ..text import encode, read_texts
+from ..surgery import mode
+from ..text import context_length, encode, read_texts
 from .checkpoint import check_folder
-from .closed_form import find_examples, fit_values, suitable
+from .closed_form import FEWEST, find_examples, fit_values, suitable
 from .curves import write_report
 from .injection import Injection
-from .launch import launched
-from .lessons import Lessons, Topic, read_topics, sentences_of
+from .launch import launched, process
+from .lessons import Lessons, Topic, about, fits, read_topics, sentences_of
 from .loop import only_trainable, read_log, run
-from .settings import InjectionSettings, LoopSettings, Variety
+from .settings import INJECTOR_LOOP, InjectionSettings, LoopSettings, Variety
 
 if TYPE_CHECKING:
+    from ..editing.editor import Editor
     from ..workspace import Workspace
 
 LONGEST_TEXT = 64
@@ -61,29 +63,38 @@ def train_injector(
 
     Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down.
     """
-    loop = launched(loop or LoopSettings())
+    loop = launched(loop or INJECTOR_LOOP)
     injection, variety = injection or InjectionSettings(), variety or Variety()
-    topics, held = _topics([Path(d) for d in data], [Path(w) for w in without], held_out, loop.seed)
     if examples < 0:
         raise NPTError(f"examples must not be negative, not {examples}")
-    if len(topics) < 2 * injection.batch_size:
+    if start is not None:
+        injector = Injector.load(Path(start), ws.base.sha256)[0]
+        max_length = injector.config.max_length
+    if max_length > (room := context_length(ws.model)):
+        raise NPTError(f"max_length {max_length} is above the model's context of {room} tokens")
+    found_topics = _topics([Path(d) for d in data], [Path(w) for w in without])
+    short = [t for t in found_topics if fits(ws.tokenizer, t.wordings[0], t.answer, max_length)]
+    if left_out := len(found_topics) - len(short):
+        note(f"npt: {left_out} facts are left out: they take more than {max_length} tokens")
+    topics, held = _divided(short, held_out, loop.seed)
+    together = injection.batch_size * loop.grad_accum * process().num_processes
+    if (subjects := len({about(t) for t in topics})) < 2 * together:
         raise NPTError(
-            f"{len(topics)} facts are too few to train on in batches of {injection.batch_size}; give more, fewer "
-            "--held-out, or a smaller --batch-size"
+            f"{len(topics)} facts about {subjects} subjects are too few to train on in batches of {together}; give "
+            "more, fewer --held-out, or a smaller --batch-size"
         )
     texts = read_texts(Path(text)) if text is not None else []
     editor = ws.editor
+    ws.model.to(process().device)
     own = editor.text[0]
     torch.manual_seed(loop.seed)
     if start is None:
-        with editor.only(()):
+        with editor.only(()), mode(ws.model, "standard"):
             config = InjectorConfig.fitting(ws.model, own[:16], reads, width=width, max_length=max_length)
         injector = Injector(config)
-    else:
-        injector = Injector.load(Path(start), ws.base.sha256)[0]
     tokens = [encode(ws.tokenizer, t)[:LONGEST_TEXT] for t in texts] + own[:, 1 : 1 + LONGEST_TEXT].tolist()
     tokens = [t for t in tokens if len(t) >= 8]
-    lessons = Lessons(topics, ws.tokenizer, sentences_of(texts), variety, loop.seed)
+    lessons = Lessons(topics, ws.tokenizer, sentences_of(texts), variety, loop.seed, max_length)
     described = {
         "base": ws.base.sha256,
         "data": {Path(d).name: file_hash(Path(d)) for d in data},
@@ -102,29 +113,52 @@ def train_injector(
     folder.mkdir(parents=True, exist_ok=True)
     with editor.only(()), only_trainable(ws.model, injector):
         if start is None and examples and not begun:
-            found = find_examples(editor, injector, suitable(topics)[:examples], folder / "examples")
-            fitted = fit_values(injector, found)
-            note(f"npt: fitted to {len(found.x)} facts: cosine {fitted['cosine']:.2f} on a tenth of them")
+            _fit(editor, injector, suitable(topics)[:examples], folder / "examples")
         injector.to(ws.model.device).train()
         task = Injection(editor, injector, lessons, held, tokens, injection, loop.seed)
         began = time.time()
         measured = run(task, folder, loop, described, resume)
     log = read_log(folder)
     seconds = sum(entry["seconds"] for entry in log)
-    write_report(folder, log, {**described, **asdict(loop)}, "Training of an injector")
     card = {**described, "loop": asdict(loop), "measured": measured, "hours": round(seconds / 3600, 3)}
-    injector.eval().save(ws.path / INJECTOR_FILE, ws.base.sha256, card)
+    if process().is_main_process:  # of several, one writes
+        write_report(folder, log, {**described, **asdict(loop)}, "Training of an injector")
+        injector.eval().save(ws.path / INJECTOR_FILE, ws.base.sha256, card)
+        note(f"npt: {loop.steps} steps, {time.time() - began:.0f} s; the injector is in {ws.path / INJECTOR_FILE}")
+    process().wait_for_everyone()
     ws.editor.forget_injector()
-    note(f"npt: {loop.steps} steps, {time.time() - began:.0f} s; the injector is in {ws.path / INJECTOR_FILE}")
     return card
 
 
-def _topics(data: Sequence[Path], without: Sequence[Path], held_out: int, seed: int) -> tuple[list[Topic], list[Topic]]:
-    """Topics to train on, and those held out."""
-    if not data:
-        raise NPTError("there is no file of facts to train on; give one with --data")
+def _fit(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Path) -> None:
+    """The closed form that training starts from, where there are facts that it can be made from."""
+    if len(topics) < FEWEST:
+        note(
+            f"npt: training starts from noise: {len(topics)} facts have two wordings that name their subject, and a "
+            f"fit takes {FEWEST}"
+        )
+        return
+    with process().main_process_first():  # the others then find what it has searched for
+        found = find_examples(editor, injector, topics, folder)
+    fitted = fit_values(injector, found)
+    note(f"npt: fitted to {len(found.x)} facts: cosine {fitted['cosine']:.2f} on a tenth of them")
+
+
+def _divided(topics: Sequence[Topic], held_out: int, seed: int) -> tuple[list[Topic], list[Topic]]:
+    """Topics to train on, and those held out, whose subjects the first do not have."""
     if held_out < 0:
         raise NPTError(f"held_out must not be negative, not {held_out}")
+    shuffled = list(topics)
+    random.Random(seed).shuffle(shuffled)
+    held = shuffled[:held_out]
+    subjects = {t.subject for t in held if t.subject is not None}
+    return [t for t in shuffled[held_out:] if t.subject not in subjects], held
+
+
+def _topics(data: Sequence[Path], without: Sequence[Path]) -> list[Topic]:
+    """Those of the data whose subjects are in none of the files `without`."""
+    if not data:
+        raise NPTError("there is no file of facts to train on; give one with --data")
     excluded = {t.subject for path in without for t in read_topics(path)[0]}
     topics: list[Topic] = []
     for path in data:
@@ -132,7 +166,4 @@ def _topics(data: Sequence[Path], without: Sequence[Path], held_out: int, seed: 
         for number, why in malformed.items():
             note(f"npt: entry {number} of {path.name} is left out: {why}")
         topics += [t for t in found if t.subject is None or t.subject not in excluded]
-    random.Random(seed).shuffle(topics)
-    held = topics[:held_out]
-    subjects = {t.subject for t in held if t.subject is not None}
-    return [t for t in topics[held_out:] if t.subject not in subjects], held
+    return topics
