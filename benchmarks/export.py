@@ -35,7 +35,7 @@ def main() -> None:
         ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
         for count in (1, len(STATEMENTS)):
             for statement in STATEMENTS[len(ws.edits) : count]:
-                ws.inject(statement)
+                ws.inject(statement, "consolidate")
             for name, export in (
                 ("peft", npt.export.peft),
                 ("merged", npt.export.merged),

@@ -4,8 +4,8 @@ python benchmarks/inject.py [--facts 100] [--edits 1000] [--json]
 
 smollm2-135m in float32. `seconds` of a method is the median over five invented statements of the time that the edit
 itself took; `with report` adds what is measured around it (the answer before and after, perplexity on about a thousand
-tokens). `together` is the time of --facts statements solved together over that of one, in this run. The workspace of
---edits edits is one edit written many times under other names.
+tokens). `together` is the time of --facts statements told together to `consolidate` over that of one, in this run. The
+workspace of --edits edits is these, written many times under other names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
                 ws.undo(edit.name)
             figures[method] = {"seconds": statistics.median(alone), "with_report": statistics.median(whole)}
         began = time.perf_counter()
-        made = ws.inject_all(statements[: options.facts])
+        made = ws.inject_all(statements[: options.facts], npt.InjectOptions("consolidate"))
         figures["together"] = {
             "facts": len(made),
             "seconds": made[0].report["seconds"] * len(made),

@@ -225,7 +225,8 @@ def train(
         searched = Injector(replace(injector.config, depths=(-1,), reads="residual"))
     module: nn.Module = injector
     described = {"variant": name, **{k: str(v) for k, v in vars(options).items() if k != "work"}}
-    lessons = Lessons(data.topics, ws.tokenizer, [], Variety(other_answers=0, chats=0, sentences=0), options.seed)
+    variety = Variety(other_answers=0, chats=0, sentences=0)
+    lessons = Lessons(data.topics, ws.tokenizer, [], variety, options.seed, InjectorConfig.max_length)
     with editor.only(()), only_trainable(ws.model, injector):
         examples = find_examples(editor, searched, told, work / "examples")
         if name in ("separate", "joint"):

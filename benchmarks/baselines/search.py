@@ -1,11 +1,12 @@
-"""The search for the baselines' settings, on records that are never reported.
+"""The search for the baselines' settings, on records that the comparison does not report.
 
 make search-edits METHOD=ft_l|lora|rome|memit
     or, in benchmarks/: python -m baselines.search METHOD [--data FILE] [--records 8] [--report DIR] [--json]
 
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
-what is reported. One grid of SEARCHED after another, the best S kept, of equals the first; what is in no grid is the
-paper's. What was chosen stands in the method's `Settings`. With --report, a run that was cut off goes on.
+what is reported; with --data counterfact_train.json there is no doubt. One grid of SEARCHED after another, the best S
+kept, of equals the first; what is in no grid is the paper's. What was chosen stands in the method's `Settings`. With
+--report, a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .rome import Settings as Rome
 from .rome import rome
 
 REPORTED, SEED = 100, 0
-"""So many records, the first ones of the shuffle with this seed, are reported, and not touched here."""
+"""So many records, the first ones of the shuffle with this seed, are what docs/comparison.md reports on at most."""
 
 Grid = Mapping[str, tuple[Any, ...]]
 SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, tuple[Grid, ...]]] = {
