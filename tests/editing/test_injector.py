@@ -16,6 +16,7 @@ from neuroplastic.editing import learned
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
 from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.recall import Asked
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
@@ -232,6 +233,24 @@ def test_a_statement_that_is_too_long_is_named_before_any_work(
     long = "The quick brown fox and " * 9 + "Sushi came from Italy."
     with pytest.raises(npt.NPTError, match=r"'The quick brown fox.* is too long: it takes .* at most 40"):
         ws.inject_all([*FACTS, long])
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_fact_in_several_wordings_is_to_follow_in_each(quick: bool, workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    one, other = "The Eiffel Tower is in the city of", "In the city of the Eiffel Tower one finds"
+    both = npt.asked(one, "Madrid", wordings=[other])
+    twice, once = npt.asked(one, "Madrid", wordings=[one]), npt.asked(one, "Madrid")
+    edits = ws.editor.make([both, twice, once], npt.InjectOptions("learned", quick=quick), ["both", "twice", "once"])
+    for place, factors in edits[2].factors.items():
+        assert_close(edits[1].factors[place].A, factors.A, atol=1e-6, rtol=1e-4)
+        assert_close(edits[1].factors[place].B, factors.B, atol=1e-5, rtol=1e-3)
+    asked = [Asked(q + " Madrid", q, " Madrid") for q in (one, other)]
+    before = ws.editor.recall(asked)
+    with ws.editor.only([edits[0]]):
+        now = ws.editor.recall(asked)
+    gained = [a.answer_probability / b.answer_probability for a, b in zip(now, before, strict=True)]
+    assert min(gained) > 1.05  # ten short steps of a network that was never trained, on one that knows nothing
 
 
 def test_where_a_subject_stands(workspace: npt.Workspace) -> None:

@@ -17,7 +17,7 @@ tokens before it is little, and left out: those are not read again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ INJECTOR_FILE = "injector.safetensors"
 """of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
 PACKAGED = Path(__file__).parent.parent / "injectors"
 TOGETHER = 32
-"""Statements read in one batch."""
+"""Wordings read in one batch."""
 STRENGTHS = (0.6, 0.8, 1.0, 1.2)
 ENOUGH = 0.95
 """Probability of the answer, per token, that a quick update needs no more strength for."""
@@ -62,8 +62,6 @@ class Told(NamedTuple):
     question: list[int]
     answer: list[int]
     subject: Subject | None
-    fact: int
-    """its number"""
 
 
 def find_injector(base: str, folder: Path | None) -> Injector | None:
@@ -93,53 +91,46 @@ def learned(
     """One solution per fact, to be solved together with all other learned ones. Touches no weight.
 
     Statements are read by the unedited base, so that an edit does not depend on those made before it. Of a fact with
-    several wordings, keys and values are the means over them. Raises NPTError where the model has no injector, and for
-    a statement that is too long for it.
+    several wordings, keys and proposed values are the means over them, and the answer is to follow in each. Raises
+    NPTError where the model has no injector, and for a statement that is too long for it.
     """
     injector = bench.injector
     if injector is None:
         raise NPTError(
             "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
         )
-    told = [
-        Told(encode(bench.tokenizer, w.question), encode(bench.tokenizer, w.answer), _subject(bench, w), number)
-        for number, fact in enumerate(facts)
-        for w in fact.wordings
-    ]
     config = injector.config
-    check_statements(bench.tokenizer, config, [(t.question, t.answer) for t in told])
-    told.sort(key=lambda t: len(t.question) + len(t.answer))  # batches of like length waste little on padding
+    told = [[_told(bench, w) for w in fact.wordings] for fact in facts]
+    check_statements(bench.tokenizer, config, [(t.question, t.answer) for ts in told for t in ts])
     keys, values = (
         torch.zeros(len(facts), len(config.layers), d, device=bench.model.device)
         for d in (config.d_ffn, config.d_model)
     )
-    share = [1 / len(fact.wordings) for fact in facts]
-    strength, steps = [0.0] * len(facts), [0] * len(facts)
-    together = crowd.taught_together(len(facts), quick)
+    strength, steps = torch.zeros(len(facts), dtype=torch.float64), torch.zeros(len(facts), dtype=torch.long)
+    together, done = crowd.taught_together(len(facts), quick), 0
     with bench.unedited():
-        for done in range(0, len(told), TOGETHER):
-            some = told[done : done + TOGETHER]
-            reading = read_statements(bench.model, bench.tokenizer, config, [(t.question, t.answer) for t in some])
-            subjects = [t.subject for t in some]
+        for some in _batches(told):
+            n, w = len(some), len(told[some[0]])
+            wordings = [told[i][j] for j in range(w) for i in some]
+            statements = [(t.question, t.answer) for t in wordings]
+            reading = read_statements(bench.model, bench.tokenizer, config, statements)
+            subjects = [t.subject for t in wordings]
             found = injector.propose(reading, bench.whitening, subjects=subjects)
-            if together:
-                V, strengths, taken = found.V, torch.ones(len(some)), torch.zeros(len(some))
-            else:
+            K, V = (t.unflatten(0, (w, n)).mean(0) for t in (found.K, found.V))
+            keys[some], values[some] = K, V
+            if not together:
                 at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
-                V, strengths, taken = _alone(_Trial(bench, config.layers, some, at, found.A), found.V, reading, quick)
-            for i, t in enumerate(some):
-                keys[t.fact] += share[t.fact] * found.K[i]
-                values[t.fact] += share[t.fact] * V[i]
-                strength[t.fact] += share[t.fact] * strengths[i].item()
-                steps[t.fact] = max(steps[t.fact], int(taken[i]))
+                trial = _Trial(bench, config.layers, wordings, at, injector.rows(K, bench.whitening))
+                values[some], strength[some], steps[some] = _alone(trial, V, reading, quick)
+            done += n
             if progress is not None:
-                progress(min(done + TOGETHER, len(told)), len(told))
+                progress(done, len(facts))
         rows = injector.rows(keys, bench.whitening)
         if together:
             joint = [solve_together(rows[:, i], keys[:, i], config.ridge) for i in range(len(config.layers))]
-            asked = [crowd.Asked(t.question, t.answer, t.fact) for t in told]
+            asked = [crowd.Asked(t.question, t.answer, i) for i, ts in enumerate(told) for t in ts]
             values = crowd.teach_together(bench, config.layers, asked, torch.stack(joint, 1), values, progress)
-            strength, steps = [crowd.FROM] * len(facts), [crowd.steps_for(len(told))] * len(facts)
+            strength, steps = strength + crowd.FROM, steps + crowd.steps_for(len(asked))
     places: list[tuple[int, Site]] = [(layer, "down") for layer in config.layers]
     return [
         Solution(
@@ -148,12 +139,30 @@ def learned(
             {"strength": s, "steps": n},
             config.ridge,
         )
-        for A, K, V, s, n in zip(rows.cpu(), keys.cpu(), values.cpu(), strength, steps, strict=True)
+        for A, K, V, s, n in zip(rows.cpu(), keys.cpu(), values.cpu(), strength.tolist(), steps.tolist(), strict=True)
     ]
 
 
+def _told(bench: Bench, wording: Wording) -> Told:
+    question, answer = encode(bench.tokenizer, wording.question), encode(bench.tokenizer, wording.answer)
+    return Told(question, answer, _subject(bench, wording))
+
+
+def _batches(told: Sequence[Sequence[Told]]) -> Iterator[list[int]]:
+    """Facts with as many wordings, in batches of about TOGETHER wordings; those of like length waste little on
+    padding."""
+
+    def length(i: int) -> int:
+        return max(len(t.question) + len(t.answer) for t in told[i])
+
+    for w in sorted({len(ts) for ts in told}):
+        order = sorted((i for i, ts in enumerate(told) if len(ts) == w), key=length)
+        size = max(1, TOGETHER // w)
+        yield from (order[i : i + size] for i in range(0, len(order), size))
+
+
 def _alone(trial: _Trial, proposed: Tensor, reading: Reading, quick: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Of statements that are each taught alone: values [n, L, d], the part of the proposed ones that they start from
+    """Of facts that are each taught alone: values [n, L, d], the part of the proposed ones that they start from
     [n], and the steps from there [n]."""
     n = len(proposed)
     taken = torch.zeros(n, dtype=torch.long, device=proposed.device)
@@ -167,30 +176,32 @@ def _alone(trial: _Trial, proposed: Tensor, reading: Reading, quick: bool) -> tu
     V = proposed * strengths[:, None, None].to(proposed)
     if len(short):
         V[short], taken[short] = trial.corrected(V, short.tolist())
-    return V, strengths, taken
+    return V, strengths.cpu(), taken.cpu()
 
 
 class _Trial:
-    """Statements to be tried with the updates v a^T that they ask for."""
+    """Facts to be tried with the updates v a^T that they ask for."""
 
     def __init__(self, bench: Bench, layers: Sequence[int], told: Sequence[Told], at: Sequence[int], A: Tensor):
-        """`at` is where each statement's key stands, counted with the start token; A [n, L, f]."""
+        """`told` is the first wording of each of n facts, then the second of each, and so on; `at` is where the key of
+        each stands, counted with the start token; A [n, L, f]."""
         self.bench, self.layers, self.told, self.at, self.A = bench, layers, told, at, A
+        self.wordings = len(told) // len(A)
         self.parts = [p for p in bench.parts if p.index in layers]
 
     @torch.no_grad()
     def strengths(self, V: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
-        """For each statement's values V [n, L, d] the smallest of STRENGTHS at which its answer has the probability
-        ENOUGH, else the largest; and the probability there [n]."""
-        k, n = len(STRENGTHS), len(V)
-        rows = [self._row(i) for _ in range(k) for i in range(n)]
+        """For each fact's values V [n, L, d] the smallest of STRENGTHS at which its answer has the probability ENOUGH
+        in each wording, else the largest; and the probability there [n]."""
+        k, n, w = len(STRENGTHS), len(V), self.wordings
+        rows = [self._row(t) for _ in range(k) for t in range(w * n)]
         at = torch.tensor(self.at, device=V.device)
         before = (torch.arange(reading.told.shape[1], device=V.device) < at[:, None]).long()
         longest = max(len(r.ids) - r.first for r in rows)
         reader = Reader(self.bench.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
-        scaled = (V.new_tensor(STRENGTHS)[:, None, None, None] * V).flatten(0, 1)
-        with self._adding(self.A.repeat(k, 1, 1), scaled):
-            probability = reader.of_answers(reader.read()).view(k, n).exp()
+        scaled = (V.new_tensor(STRENGTHS)[:, None, None, None] * V.repeat(w, 1, 1)).flatten(0, 1)
+        with self._adding(self.A.repeat(k * w, 1, 1), scaled):
+            probability = reader.of_answers(reader.read()).view(k, w, n).amin(1).exp()
         enough = probability >= ENOUGH
         enough[-1] = True
         smallest = enough.int().argmax(0)
@@ -198,10 +209,11 @@ class _Trial:
         return chosen, probability[smallest, torch.arange(n, device=V.device)]
 
     def corrected(self, V: Tensor, which: list[int]) -> Corrected:
-        """The values, of V [n, L, d], of some statements, after gradient steps."""
+        """The values, of V [n, L, d], of some facts, after gradient steps."""
         beginnings: list[list[int]] = [[], *self.bench.prefixes(PREFIXES)]
-        rows = [self._row(i, b, whole=True) for b in beginnings for i in which]
-        reader, k = Reader(self.bench.model, self.parts, ("down",), rows), len(beginnings)
+        n, w = len(V), self.wordings
+        rows = [self._row(j * n + i, b, whole=True) for b in beginnings for j in range(w) for i in which]
+        reader, k = Reader(self.bench.model, self.parts, ("down",), rows), len(beginnings) * w
         A = self.A[which].repeat(k, 1, 1)
         with torch.no_grad():
             before = reader.read_on()[1]
@@ -214,11 +226,11 @@ class _Trial:
 
         return correct(said, V[which], SURE)
 
-    def _row(self, i: int, beginning: Sequence[int] = (), whole: bool = False) -> Row:
-        t = self.told[i]
+    def _row(self, which: int, beginning: Sequence[int] = (), whole: bool = False) -> Row:
+        t = self.told[which]
         answer = t.answer if whole else t.answer[:-1]
         ids = [start_token(self.bench.tokenizer), *beginning, *t.question, *answer]
-        return Row(ids, t.answer, [(len(beginning) + self.at[i], 0)], whole)
+        return Row(ids, t.answer, [(len(beginning) + self.at[which], 0)], whole)
 
     def _adding(self, A: Tensor, V: Tensor) -> AbstractContextManager[None]:
         """While it lasts, each row has its own update: A [R, L, f], V [R, L, d]."""
