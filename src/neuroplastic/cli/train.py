@@ -40,7 +40,7 @@ def train_injector(
 
     Facts are told and asked later, in other words and with no context, alone and in crowds of hundreds of edits; the
     model itself is frozen. Checkpoints and a log are in WORKSPACE/training/injector; a run that was cut off goes on
-    with --resume. Afterwards `npt inject` uses it. An hour on two cores makes a usable one for a model of 135M.
+    with --resume. Afterwards `npt inject` uses it. Two hours on two cores make a good one for a model of 135M.
 
     Args:
         workspace: The workspace.

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STEPS = 10
+STEPS = 14
 """of the gradient, at most"""
 CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
-BETA, SPARE, FAR = 0.3, 0.5, 1.0
+BETA, SPARE, FAR = 0.3, 0.25, 0.3
 """What straying behind the answer weighs; nats of it that cost nothing; nats above which steps go on in any case."""
 
 

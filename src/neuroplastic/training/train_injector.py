@@ -72,11 +72,8 @@ def train_injector(
         max_length = injector.config.max_length
     if max_length > (room := context_length(ws.model)):
         raise NPTError(f"max_length {max_length} is above the model's context of {room} tokens")
-    found_topics = _topics([Path(d) for d in data], [Path(w) for w in without])
-    short = [t for t in found_topics if fits(ws.tokenizer, t.wordings[0], t.answer, max_length)]
-    if left_out := len(found_topics) - len(short):
-        note(f"npt: {left_out} facts are left out: they take more than {max_length} tokens")
-    topics, held = _divided(short, held_out, loop.seed)
+    usable = _usable(ws, [Path(d) for d in data], [Path(w) for w in without], max_length)
+    topics, held = _divided(usable, held_out, loop.seed)
     together = injection.batch_size * loop.grad_accum * process().num_processes
     if (subjects := len({about(t) for t in topics})) < 2 * together:
         raise NPTError(
@@ -118,6 +115,7 @@ def train_injector(
         task = Injection(editor, injector, lessons, held, tokens, injection, loop.seed)
         began = time.time()
         measured = run(task, folder, loop, described, resume)
+    process().wait_for_everyone()
     log = read_log(folder)
     seconds = sum(entry["seconds"] for entry in log)
     card = {**described, "loop": asdict(loop), "measured": measured, "hours": round(seconds / 3600, 3)}
@@ -155,8 +153,8 @@ def _divided(topics: Sequence[Topic], held_out: int, seed: int) -> tuple[list[To
     return [t for t in shuffled[held_out:] if t.subject not in subjects], held
 
 
-def _topics(data: Sequence[Path], without: Sequence[Path]) -> list[Topic]:
-    """Those of the data whose subjects are in none of the files `without`."""
+def _usable(ws: Workspace, data: Sequence[Path], without: Sequence[Path], longest: int) -> list[Topic]:
+    """Those of the data whose subjects are in none of the files `without`, and that an injector can read."""
     if not data:
         raise NPTError("there is no file of facts to train on; give one with --data")
     excluded = {t.subject for path in without for t in read_topics(path)[0]}
@@ -166,4 +164,7 @@ def _topics(data: Sequence[Path], without: Sequence[Path]) -> list[Topic]:
         for number, why in malformed.items():
             note(f"npt: entry {number} of {path.name} is left out: {why}")
         topics += [t for t in found if t.subject is None or t.subject not in excluded]
-    return topics
+    short = [t for t in topics if fits(ws.tokenizer, t.wordings[0], t.answer, longest)]
+    if left_out := len(topics) - len(short):
+        note(f"npt: {left_out} facts are left out: they take more than {longest} tokens")
+    return short
