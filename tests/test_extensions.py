@@ -19,6 +19,7 @@ from neuroplastic.calibration.calibrate import fit_generators, solved
 from neuroplastic.calibration.fit import matrix
 from neuroplastic.generators import LowRank, Signals, make_generator
 from neuroplastic.generators.low_rank import LowRankWeights
+from neuroplastic.kv_cache import cache_argument, cache_of
 from neuroplastic.modulation import effective_number, rank_k_effect
 from neuroplastic.structure import projection as projection_of
 from neuroplastic.surgery import mode, set_mode
@@ -221,7 +222,7 @@ def test_a_model_is_that_of_the_explicit_path_and_decodes_as_it_reads(family: st
     with naively(model):
         assert_close(model(ids).logits, fast)
     first = model(ids[:, :5], use_cache=True)
-    rest = model(ids[:, 5:], past_key_values=first.past_key_values).logits
+    rest = model(ids[:, 5:], **cache_argument(model, cache_of(first))).logits
     assert_close(torch.cat([first.logits, rest], 1), fast)
     with mode(model, "standard"):
         assert_close(model(ids).logits, tiny(family, torch.float64)(ids).logits)

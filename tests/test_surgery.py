@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 import neuroplastic as npt
 from families import FAMILIES, NORM_BEHIND, PRE_NORM, REFUSED, tiny, tokens
+from neuroplastic.kv_cache import cache_argument
 from neuroplastic.structure import decoder_layers, inspect_layers
 from neuroplastic.surgery import base_state
 
@@ -130,7 +131,8 @@ def test_static_cache(family: str) -> None:
     model = plastic(family)
     cache = StaticCache(config=model.config, max_cache_len=32)
     with torch.no_grad():
-        pieces = [model(input_ids=part, past_key_values=cache).logits for part in tokens().split([9, 1, 1, 1], 1)]
+        parts = tokens().split([9, 1, 1, 1], 1)
+        pieces = [model(input_ids=part, **cache_argument(model, cache)).logits for part in parts]
     assert_close(torch.cat(pieces, 1), logits(model), atol=1e-4, rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 import neuroplastic as npt
+from neuroplastic.kv_cache import cache_argument, cache_of
 from neuroplastic.models import load_base
 
 from .paired import in_mode, low_rank, paired, plastic, show, verdict
@@ -49,7 +50,7 @@ def main() -> None:
 def decoding(model: PreTrainedModel, size: int, tokens: int) -> Callable[[], object]:
     ids = torch.randint(100, 40_000, (size, 64 + tokens), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        read = model(input_ids=ids[:, :64], use_cache=True).past_key_values
+        read = cache_of(model(input_ids=ids[:, :64], use_cache=True))
     layers = [(layer.keys.clone(), layer.values.clone()) for layer in read.layers]
 
     def run() -> object:
@@ -57,7 +58,7 @@ def decoding(model: PreTrainedModel, size: int, tokens: int) -> Callable[[], obj
         for i, (keys, values) in enumerate(layers):
             cache.update(keys, values, i)
         for at in range(64, 64 + tokens):
-            logits = model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits
+            logits = model(input_ids=ids[:, at : at + 1], use_cache=True, **cache_argument(model, cache)).logits
         return logits
 
     return run

@@ -16,6 +16,7 @@ from torch import Tensor
 from .console import Progress, progress
 from .errors import NPTError
 from .files import cache_dir, read_tensors, read_text, write_tensors
+from .kv_cache import cache_argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -176,7 +177,7 @@ def write_text(
     rng = torch.Generator(device=model.device).manual_seed(seed)
     ids, new, cache = openings, openings, DynamicCache(config=model.config)
     while ids.shape[1] < length:
-        logits = model(input_ids=new, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(input_ids=new, use_cache=True, **cache_argument(model, cache)).logits[:, -1]
         cumulative = logits.float().softmax(-1).cumsum(-1)
         u = torch.rand((len(ids), 1), generator=rng, device=model.device) * cumulative[:, -1:]
         new = torch.searchsorted(cumulative, u).clamp_max(cumulative.shape[-1] - 1)

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
+from ..kv_cache import cache_of
 from ..statistics import Whitening
 from ..structure import attention_of, decoder_layers, mlp_of, projection
 from ..text import batch, start_token
@@ -340,7 +341,7 @@ def read_statements(
     ids, mask = batch([[start, *q, *a] for q, a in statements], pad=start)
     ids, mask = ids.to(model.device), mask.to(model.device)
     with _recording(model, config) as (hidden, read):
-        cache = model.base_model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        cache = cache_of(model.base_model(input_ids=ids, attention_mask=mask, use_cache=True))
     told = mask.bool()
     told[:, 0] = False
     answers = torch.zeros_like(told)

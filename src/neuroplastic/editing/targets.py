@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import Site
 from ..errors import NPTError
+from ..kv_cache import cache_argument, cache_of
 from ..structure import LayerParts, projection
 from ..text import batch, encode, start_token
 from .fact import Fact, Wording
@@ -161,8 +162,8 @@ class Reader:
             return None
         ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
-        return Past.of(read, mask, longest)
+        read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True)
+        return Past.of(cache_of(read), mask, longest)
 
     def logprobs(
         self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None = None
@@ -195,12 +196,13 @@ class Reader:
 
     def _states(self) -> Tensor:
         """The last hidden states [R, T, d]."""
-        return self.model.base_model(
+        reader = self.model.base_model
+        return reader(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
-            past_key_values=self._cache(),
             use_cache=self.past is not None,
+            **cache_argument(reader, self._cache()),
         )[0]
 
     def _predicted(self, states: Tensor, row: Tensor, column: Tensor) -> Tensor:
