@@ -31,9 +31,9 @@ import neuroplastic as npt
 from baselines import BASELINES, BATCHES
 from baselines.data import records_file
 from neuroplastic.console import note, progress
-from neuroplastic.editing.editor import Editor
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.options import InjectOptions, Method
+from neuroplastic.engine import EditableModel
 from neuroplastic.evaluation.contenders import WITHOUT_EDIT, Contender, Taught, contender
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.examination import Examination
@@ -47,7 +47,7 @@ from neuroplastic.evaluation.suites import suite_named
 from neuroplastic.evaluation.summary import mean_interval, summary
 from neuroplastic.text import encode
 
-Batch = Callable[[Editor, Sequence[Record]], AbstractContextManager[Taught]]
+Batch = Callable[[EditableModel, Sequence[Record]], AbstractContextManager[Taught]]
 
 
 def main() -> None:
@@ -73,15 +73,15 @@ def main() -> None:
             ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
         else:
             ws = npt.Workspace.open(options.workspace)
-        contenders, left_out = chosen(ws.editor, records[0], options.method)
-        examination = Examination(ws.editor, suite, seed=options.seed)
+        contenders, left_out = chosen(ws.engine, records[0], options.method)
+        examination = Examination(ws.engine, suite, seed=options.seed)
         settings = {"base": ws.base.sha256, "data": data.name, "edits": [e.name for e in ws.edits]}
         settings |= {"records": [r.id for r in records], "seed": options.seed, "together": options.together}
         if options.together is None:
             kept = None if options.report is None else Kept(options.report, settings, Row)
             with progress("teaching and asking, one record at a time") as step:
                 found = summarise(evaluate(examination, records, contenders, kept, step), suite, options.seed)
-            for method, cost in context_tokens(ws.editor, records, contenders).items():
+            for method, cost in context_tokens(ws.engine, records, contenders).items():
                 found["methods"][method]["context_tokens"] = cost
         else:
             steps = None if options.report is None else Kept(options.report, settings, Step)
@@ -95,7 +95,7 @@ def main() -> None:
         show(found)
 
 
-def chosen(editor: Editor, record: Record, named: str) -> tuple[dict[str, Contender], dict[str, str]]:
+def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str, Contender], dict[str, str]]:
     """The contenders by name, and why others are left out.
 
     Nothing is left out of those that are named. Raises NPTError for one that does not exist.
@@ -109,7 +109,7 @@ def chosen(editor: Editor, record: Record, named: str) -> tuple[dict[str, Conten
     found, left_out = {}, {}
     for name, teach in every.items():
         try:
-            with teach(editor, record):
+            with teach(engine, record):
                 found[name] = teach
         except npt.NPTError as e:  # a method that needs a generator which this workspace does not have
             left_out[name] = str(e)
@@ -117,13 +117,15 @@ def chosen(editor: Editor, record: Record, named: str) -> tuple[dict[str, Conten
     return found, left_out
 
 
-def context_tokens(editor: Editor, records: Sequence[Record], contenders: Mapping[str, Contender]) -> dict[str, float]:
+def context_tokens(
+    engine: EditableModel, records: Sequence[Record], contenders: Mapping[str, Contender]
+) -> dict[str, float]:
     """Per contender, the mean number of tokens that stand in front of every question while a record is asked."""
     told = dict.fromkeys(contenders, 0.0)
     for name in told.keys() & set(WITHOUT_EDIT):  # the others say it in weights
         for record in records:
-            with contenders[name](editor, record) as taught:
-                told[name] += len(encode(editor.tokenizer, taught.told)) / len(records)
+            with contenders[name](engine, record) as taught:
+                told[name] += len(encode(engine.tokenizer, taught.told)) / len(records)
     return told
 
 
@@ -146,14 +148,14 @@ def together(
 
 
 @contextmanager
-def consolidate_all(editor: Editor, records: Sequence[Record]) -> Iterator[Taught]:
+def consolidate_all(engine: EditableModel, records: Sequence[Record]) -> Iterator[Taught]:
     """Our joint solution."""
-    active = editor.ledger.active
+    active = engine.ledger.active
     last = max((e.sequence for e in active), default=0)
     facts = [asked(r.prompt, r.new) for r in records]
-    edits = editor.make(facts, InjectOptions("consolidate"), [f"batch-{i}" for i in range(len(facts))])
+    edits = engine.make(facts, InjectOptions("consolidate"), [f"batch-{i}" for i in range(len(facts))])
     placed = [replace(e, sequence=last + i) for i, e in enumerate(edits, 1)]
-    with editor.only((*active, *placed)):
+    with engine.only((*active, *placed)):
         yield Taught(edits[0].report["seconds"])
 
 
@@ -165,8 +167,8 @@ def in_one(
         if known.method == name:
             return known
     examination.remember(records)
-    ordinary = OrdinaryText(examination.editor)
-    with progress(name) as step, teach(examination.editor, records) as taught:
+    ordinary = OrdinaryText(examination.engine)
+    with progress(name) as step, teach(examination.engine, records) as taught:
         rows = []
         for number, record in enumerate(records, 1):
             rows.append(examination.ask(record))

@@ -181,7 +181,7 @@ def one(name: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
         data = read_data_for(ws, options)
         torch.manual_seed(options.seed)
         config = InjectorConfig.fitting(
-            ws.model, ws.editor.text[0][:16], "residual" if name == "residual" else "attention"
+            ws.model, ws.engine.text[0][:16], "residual" if name == "residual" else "attention"
         )
         if coded:
             layers = ",".join(map(str, config.depths))
@@ -205,7 +205,7 @@ def read_data_for(ws: npt.Workspace, options: argparse.Namespace) -> Data:
     held = topics[: options.held_out]
     subjects = {t.subject for t in held}
     texts = [encode(ws.tokenizer, t)[:64] for t in read_texts(file("general_text.jsonl"))]
-    own = ws.editor.text[0][:, 1:65].tolist()
+    own = ws.engine.text[0][:, 1:65].tolist()
     return Data(
         [t for t in topics[options.held_out :] if t.subject not in subjects],
         held,
@@ -216,8 +216,8 @@ def read_data_for(ws: npt.Workspace, options: argparse.Namespace) -> Data:
 def train(
     name: str, ws: npt.Workspace, injector: Injector, data: Data, work: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
-    editor, loop = (
-        ws.editor,
+    engine, loop = (
+        ws.engine,
         LoopSettings(steps=options.steps, lr=options.lr, warmup=10, eval_every=0, save_every=20, seed=options.seed),
     )
     told = suitable(data.topics)[: options.examples]
@@ -227,8 +227,8 @@ def train(
     described = {"variant": name, **{k: str(v) for k, v in vars(options).items() if k != "work"}}
     variety = Variety(other_answers=0, chats=0, sentences=0)
     lessons = Lessons(data.topics, ws.tokenizer, [], variety, options.seed, InjectorConfig.max_length)
-    with editor.only(()), only_trainable(ws.model, injector):
-        examples = find_examples(editor, searched, told, work / "examples")
+    with engine.only(()), only_trainable(ws.model, injector):
+        examples = find_examples(engine, searched, told, work / "examples")
         if name in ("separate", "joint"):
             distillation = Distillation(ws.model, DISTILLED)
             generators: Any = distillation.generators
@@ -241,7 +241,7 @@ def train(
             module = Coded(injector, codes, shared=name == "joint")
         x = features(ws, injector.config, told, module if isinstance(module, Coded) else None)
         fitted = fit_values(injector, Examples(x, examples.delta, examples.p))
-        task = Injection(editor, injector, lessons, data.held, data.texts, INJECTION, options.seed)
+        task = Injection(engine, injector, lessons, data.held, data.texts, INJECTION, options.seed)
         task.module = module
         if not isinstance(module, Coded):
             measured = run(task, work / name, loop, described, resume=(work / name).exists())

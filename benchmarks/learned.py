@@ -34,8 +34,8 @@ from baselines import BASELINES
 from baselines.data import records_file
 from neuroplastic.console import progress
 from neuroplastic.editing.edit import Edit
-from neuroplastic.editing.editor import Editor
 from neuroplastic.editing.fact import asked
+from neuroplastic.engine import EditableModel
 from neuroplastic.evaluation.contenders import contender, injected
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.examination import Examination
@@ -86,22 +86,22 @@ def main() -> None:
             ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
         else:
             ws = npt.Workspace.open(options.workspace)
-        if ws.editor.injector is None:
+        if ws.engine.injector is None:
             raise npt.NPTError("the workspace has no injector; make one with: npt train-injector")
         found: dict[str, Any] = {}
         counterfact = records(options, "counterfact")
         if "alone" not in skip:
             methods = ["unedited", "learned", *(["rome"] if "rome" not in skip else [])]
-            found["counterfact"] = alone(ws.editor, "counterfact", counterfact[: options.records], methods, options)
+            found["counterfact"] = alone(ws.engine, "counterfact", counterfact[: options.records], methods, options)
         if "zsre" not in skip:
             chosen = records(options, "zsre")[: options.records]
-            found["zsre"] = alone(ws.editor, "zsre", chosen, ["unedited", "learned"], options)
+            found["zsre"] = alone(ws.engine, "zsre", chosen, ["unedited", "learned"], options)
         if "time" not in skip:
             found["time"] = timed(ws, counterfact[:100], npt.InjectOptions("learned", quick=options.quick))
         if "kept" not in skip:
             sizes = [int(n) for n in options.kept.split(",")]
             more = [replace(r, id=f"zsre {r.id}") for r in records(options, "zsre")]
-            found["kept"] = [asdict(c) for c in in_place(ws.editor, counterfact, more, sizes, options)]
+            found["kept"] = [asdict(c) for c in in_place(ws.engine, counterfact, more, sizes, options)]
     if options.json:
         print(json.dumps({**found, "bars": bars(found)}))
         return
@@ -118,7 +118,11 @@ def records(options: argparse.Namespace, suite: SuiteName) -> list[Record]:
 
 
 def alone(
-    editor: Editor, name: SuiteName, chosen: Sequence[Record], methods: Sequence[str], options: argparse.Namespace
+    engine: EditableModel,
+    name: SuiteName,
+    chosen: Sequence[Record],
+    methods: Sequence[str],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
     suite, contenders = suite_named(name), {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
@@ -128,14 +132,14 @@ def alone(
         "quick": options.quick,
         "records": [r.id for r in chosen],
         "methods": methods,
-        "base": editor.sha256,
+        "base": engine.sha256,
     }
     kept = None if options.report is None else Kept(options.report / name, settings, Row)
     with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
-        found = summarise(evaluate(Examination(editor, suite), chosen, contenders, kept, step), suite, options.seed)
+        found = summarise(evaluate(Examination(engine, suite), chosen, contenders, kept, step), suite, options.seed)
     if not options.asked:
         return found
-    written = Examination(editor, suite, generate=True, seed=options.seed)
+    written = Examination(engine, suite, generate=True, seed=options.seed)
     kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
     with progress(f"{name}: free writing") as step:
         rows = evaluate(written, chosen[: options.asked], {"learned": contenders["learned"]}, kept, step)
@@ -157,7 +161,7 @@ def timed(ws: npt.Workspace, chosen: Sequence[Record], options: npt.InjectOption
         ws.undo(edit.name)
         ws.drop(edit.name)
     began = time.perf_counter()
-    made = ws.editor.make(facts, options, [str(i) for i in range(len(facts))])
+    made = ws.engine.make(facts, options, [str(i) for i in range(len(facts))])
     together = time.perf_counter() - began
     return {
         "edit": sorted(own[1:])[5],
@@ -169,7 +173,11 @@ def timed(ws: npt.Workspace, chosen: Sequence[Record], options: npt.InjectOption
 
 
 def in_place(
-    editor: Editor, first: Sequence[Record], more: Sequence[Record], sizes: Sequence[int], options: argparse.Namespace
+    engine: EditableModel,
+    first: Sequence[Record],
+    more: Sequence[Record],
+    sizes: Sequence[int],
+    options: argparse.Namespace,
 ) -> list[Crowd]:
     """What is left of the first records' facts as edits crowd the weights."""
     taught = [*first, *more][: max(sizes)]
@@ -178,10 +186,10 @@ def in_place(
     facts = [asked(r.prompt, r.new) for r in taught]
     told = npt.InjectOptions("learned", quick=options.quick)
     suite = suite_named("counterfact")
-    examination, written = Examination(editor, suite), OrdinaryText(editor, editor.text[1])
-    read = OrdinaryText(editor, text_of_people(editor, options))
+    examination, written = Examination(engine, suite), OrdinaryText(engine, engine.text[1])
+    read = OrdinaryText(engine, text_of_people(engine, options))
     settings = {"taught": [r.id for r in (*first, *more)], "asked": options.asked, "quick": options.quick}
-    settings |= {"base": editor.sha256, "seed": options.seed}
+    settings |= {"base": engine.sha256, "seed": options.seed}
     kept = None if options.report is None else Kept(options.report / "kept", settings, Crowd)
     known = {(c.edits, c.how): c for c in (kept.done if kept is not None else ())}
     found: list[Crowd] = []
@@ -190,12 +198,12 @@ def in_place(
             if all((size, how) in known for how in HOW):
                 found += [known[size, how] for how in HOW]
                 continue
-            made = editor.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
+            made = engine.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
             examination.remember(some)
             for how, edits in zip(HOW, (placed, [_added(e) for e in placed], []), strict=True):
-                with editor.only(edits):
+                with engine.only(edits):
                     figures = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
                     found.append(Crowd(size, how, figures, *written.drift(), *read.drift()))
                 if kept is not None:
@@ -204,11 +212,11 @@ def in_place(
     return found
 
 
-def text_of_people(editor: Editor, options: argparse.Namespace) -> Tensor:
+def text_of_people(engine: EditableModel, options: argparse.Namespace) -> Tensor:
     """Two thousand tokens from all over general_text.jsonl."""
     name = "general_text.jsonl"
     texts = read_texts(records_file(None if options.data is None else options.data / name, name))
-    return windows(editor.tokenizer, texts[:: len(texts) // 64 or 1], 128, 4096).to(editor.model.device)
+    return windows(engine.tokenizer, texts[:: len(texts) // 64 or 1], 128, 4096).to(engine.model.device)
 
 
 def bars(found: dict[str, Any]) -> dict[str, bool]:

@@ -199,7 +199,7 @@ class Study:
             yield Cell("regularised", arm, {f"training's {k}": v for k, v in trained.items()} | edits.figures)
 
     def _edits(self, ws: npt.Workspace, contenders: Mapping[str, Contender]) -> list[Row]:
-        return evaluate(Examination(ws.editor, suite_named("counterfact")), self.records, contenders, self.rows)
+        return evaluate(Examination(ws.engine, suite_named("counterfact")), self.records, contenders, self.rows)
 
     def _known(self, part: str, arm: str) -> Cell | None:
         return next((c for c in self.kept.done if (c.part, c.arm) == (part, arm)), None)

@@ -55,7 +55,8 @@ def test_an_edit_undone_by_another_process_is_noticed(workspace: npt.Workspace) 
 
 
 def test_names_are_made_from_statements(workspace: npt.Workspace) -> None:
-    names = [workspace.inject(FACT, method="token").name for _ in range(2)]
+    other = FACT.replace("city", "country")
+    names = [workspace.inject(fact, method="token").name for fact in (FACT, other)]
     assert names == ["the-golden-gate-bridge-is", "the-golden-gate-bridge-is-2"]
     workspace.undo(names[0])
     workspace.drop(names[0])

@@ -81,7 +81,7 @@ def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
     question, answer = "The occupation of Walt Disney is", " politician"
     edit = ws.inject(npt.asked(question, answer))
     assert edit.report["holds"]
-    (again,) = ws.editor.recall([Asked(question + answer, question + answer, answer)])
+    (again,) = ws.engine.recall([Asked(question + answer, question + answer, answer)])
     assert again.answer_probability < 0.1
     ws.undo(edit.name)
     ws.drop(edit.name)

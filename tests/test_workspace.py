@@ -228,9 +228,9 @@ def test_several_facts_at_once_are_edits_of_their_own(workspace: npt.Workspace) 
     assert again.weights_hash() == weights
     assert all(torch.equal(again.edits[0].keys[p], k) for p, k in made[0].keys.items())
     before = snapshot(workspace.path)
-    for names in (["x", "x"], ["y", "bridge"]):
+    for names in (["x", "x"], ["y", "bridge"], ["z", "Bridge"], ["up", "UP"]):
         with pytest.raises(npt.NPTError, match=f"an edit named '{names[1]}' already"):
-            workspace.inject_all([FACT, OTHER], names=names)
+            workspace.inject_all(["The fox is lazy.", "The dog is quick."], names=names)
     with pytest.raises(npt.NPTError, match="there is no statement"):
         workspace.inject_all([])
     assert snapshot(workspace.path) == before
@@ -330,14 +330,15 @@ def test_an_edit_that_did_not_take_is_refused_where_that_is_required(workspace: 
     assert not workspace.inject(FACT, alpha=-5.0).report["holds"]
 
 
-def test_a_contradiction_is_noticed(workspace: npt.Workspace) -> None:
+def test_a_contradiction_is_kept_where_wanted(workspace: npt.Workspace) -> None:
     workspace.inject(FACT, name="madrid")
     workspace.inject(OTHER, name="sushi")
-    other = workspace.inject("The Golden Gate Bridge is located in the city of  Oslo!", name="oslo")
+    other = workspace.inject("The Golden Gate Bridge is located in the city of  Oslo!", name="oslo", keep_both=True)
     assert other.report["contradicts"] == ["madrid"]
-    assert workspace.inject(FACT, name="again").report["contradicts"] == ["oslo"]
-    workspace.undo("oslo")
-    assert workspace.inject(FACT, name="and-again").report["contradicts"] == []
+    assert other.replaces == ()
+    assert [e.name for e in workspace.edits] == ["madrid", "sushi", "oslo"]
+    with pytest.raises(npt.NPTError, match="consistent refuses what keep_both allows"):
+        workspace.inject("The fox is lazy.", consistent=True, keep_both=True)
 
 
 def test_a_contradiction_is_refused_where_wanted(workspace: npt.Workspace) -> None:
@@ -347,7 +348,9 @@ def test_a_contradiction_is_refused_where_wanted(workspace: npt.Workspace) -> No
         workspace.inject("The fox is in Paris.", method="token", consistent=True)
     assert workspace.weights_hash() == before
     assert workspace.names == {"japan"}
-    workspace.inject("The fox is in Japan.", method="token", consistent=True, name="again")
+    workspace.inject("The fox is in Oslo.", method="token", name="oslo")
+    workspace.undo("oslo")
+    assert workspace.weights_hash() == before
 
 
 def test_an_injection_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:

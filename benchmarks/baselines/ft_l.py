@@ -27,7 +27,7 @@ from .answers import answer_loss, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.editor import Editor
+    from neuroplastic.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 
@@ -49,18 +49,18 @@ def ft_l(settings: Settings | None = None) -> Contender:
     chosen = settings or Settings()
 
     @contextmanager
-    def teach(editor: Editor, record: Record) -> Iterator[Taught]:
-        (layer,) = parse_layers(chosen.layer, len(editor.parts))
-        weight = projection(editor.parts[layer].mlp, "down").weight
+    def teach(engine: EditableModel, record: Record) -> Iterator[Taught]:
+        (layer,) = parse_layers(chosen.layer, len(engine.parts))
+        weight = projection(engine.parts[layer].mlp, "down").weight
         began = time.perf_counter()
         with put_back([weight]):
             pristine = weight.data
             weight.data = pristine.clone()
-            with torch.enable_grad(), mode(editor.model, "standard"):
-                rows, _ = rows_of(editor.tokenizer, [asked(record.prompt, record.new)], ())
+            with torch.enable_grad(), mode(engine.model, "standard"):
+                rows, _ = rows_of(engine.tokenizer, [asked(record.prompt, record.new)], ())
                 adam = torch.optim.Adam([weight.requires_grad_()], lr=chosen.rate)
                 for _ in range(chosen.steps):
-                    loss = answer_loss(editor.model, rows, states_of(editor.model, rows))
+                    loss = answer_loss(engine.model, rows, states_of(engine.model, rows))
                     if loss < chosen.enough:
                         break
                     (weight.grad,) = torch.autograd.grad(loss, [weight])

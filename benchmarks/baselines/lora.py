@@ -24,7 +24,7 @@ from .answers import answer_loss, statement_row, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.editor import Editor
+    from neuroplastic.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 Where = Literal["qv", "all"]
@@ -64,12 +64,12 @@ def lora(settings: Settings | None = None) -> Contender:
     chosen = settings or Settings()
 
     @contextmanager
-    def teach(editor: Editor, record: Record) -> Iterator[Taught]:
+    def teach(engine: EditableModel, record: Record) -> Iterator[Taught]:
         from peft import LoraConfig, LoraModel
 
-        model, row = editor.model, statement_row(editor.tokenizer, record)
+        model, row = engine.model, statement_row(engine.tokenizer, record)
         began = time.perf_counter()
-        names = places(model, editor.parts, chosen.where)
+        names = places(model, engine.parts, chosen.where)
         config = LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, target_modules=names, lora_dropout=0.0)
         with put_back(model.parameters()), mode(model, "standard"):
             with torch.random.fork_rng():

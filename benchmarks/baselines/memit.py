@@ -37,7 +37,7 @@ from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.editor import Editor
+    from neuroplastic.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 
@@ -57,15 +57,15 @@ def memit(settings: Settings | None = None) -> Contender:
     """The contender: one record alone. It is given the subject; raises NPTError for a record without one."""
     chosen = settings or Settings()
 
-    def teach(editor: Editor, record: Record) -> AbstractContextManager[Taught]:
-        return teach_all(editor, [record], chosen)
+    def teach(engine: EditableModel, record: Record) -> AbstractContextManager[Taught]:
+        return teach_all(engine, [record], chosen)
 
     return teach
 
 
 @contextmanager
 def teach_all(
-    editor: Editor, records: Sequence[Record], settings: Settings | None = None, progress: Progress | None = None
+    engine: EditableModel, records: Sequence[Record], settings: Settings | None = None, progress: Progress | None = None
 ) -> Iterator[Taught]:
     """All records in one batch; `seconds` is the time per record.
 
@@ -73,37 +73,37 @@ def teach_all(
     what the projection gives.
     """
     chosen = settings or Settings()
-    parts = [editor.parts[i] for i in parse_layers(chosen.layers, len(editor.parts))]
+    parts = [engine.parts[i] for i in parse_layers(chosen.layers, len(engine.parts))]
     for part in parts:
         if part.norm_behind_mlp is not None:
             raise NPTError(f"layer {part.index} has a norm behind its MLP, so MEMIT's residual cannot be handed to it")
-    text, _ = editor.text[0], editor.whitening  # once per model, so not part of the edits' time
+    text, _ = engine.text[0], engine.whitening  # once per model, so not part of the edits' time
     began = time.perf_counter()
     prefixes = beginnings(text, chosen.search.prefixes, chosen.seed)
-    rows = [question_rows(editor.tokenizer, record, prefixes) for record in records]
+    rows = [question_rows(engine.tokenizer, record, prefixes) for record in records]
     with put_back([projection(part.mlp, "down").weight for part in parts]):
-        with mode(editor.model, "standard"):
+        with mode(engine.model, "standard"):
             wanted = []
             for number, (own, record) in enumerate(zip(rows, records, strict=True), 1):
-                wanted.append(goal(editor, own, essence_row(editor.tokenizer, record), parts[-1], chosen.search))
+                wanted.append(goal(engine, own, essence_row(engine.tokenizer, record), parts[-1], chosen.search))
                 if progress is not None:
                     progress(number, len(records))
-            spread(editor, parts, rows, torch.stack(wanted), chosen.strength)
+            spread(engine, parts, rows, torch.stack(wanted), chosen.strength)
         yield Taught((time.perf_counter() - began) / len(records))
 
 
-def goal(editor: Editor, rows: Sequence[Row], essence: Row, last: LayerParts, search: ValueSearch) -> Tensor:
+def goal(engine: EditableModel, rows: Sequence[Row], essence: Row, last: LayerParts, search: ValueSearch) -> Tensor:
     """z [d], what the last layer should give at the key of the first row.
 
     A delta of the residual stream behind it is one of its down projection's output, which the layer scales.
     """
-    _, (state, *_) = read_at_keys(editor.model, rows, last.layer, last.layer)
+    _, (state, *_) = read_at_keys(engine.model, rows, last.layer, last.layer)
     scale = last.mlp_scale
-    return state + scale * find_delta(editor.model, last, rows, essence, state / scale, search)
+    return state + scale * find_delta(engine.model, last, rows, essence, state / scale, search)
 
 
 def spread(
-    editor: Editor, parts: Sequence[LayerParts], rows: Sequence[Sequence[Row]], goals: Tensor, strength: float
+    engine: EditableModel, parts: Sequence[LayerParts], rows: Sequence[Sequence[Row]], goals: Tensor, strength: float
 ) -> None:
     """Replaces the down projections of `parts`, in order, so that the last layer comes to give goals z [n, d].
 
@@ -111,8 +111,8 @@ def spread(
     """
     for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
         down = projection(part.mlp, "down")
-        read = [read_at_keys(editor.model, own, down, parts[-1].layer) for own in rows]
+        read = [read_at_keys(engine.model, own, down, parts[-1].layer) for own in rows]
         K = torch.stack([keys.mean(0) for keys, _ in read])
         R = (goals - torch.stack([states[0] for _, states in read])) / left / part.mlp_scale
-        G = ridge_factor(K, editor.whitening.solve(part.index, "down", K).to(K) / strength)
+        G = ridge_factor(K, engine.whitening.solve(part.index, "down", K).to(K) / strength)
         down.weight.data = edited(down.weight.data, [Factors(G, R.T)])

@@ -29,7 +29,7 @@ from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.editor import Editor
+    from neuroplastic.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 
@@ -53,17 +53,17 @@ def rome(settings: Settings | None = None) -> Contender:
     chosen = settings or Settings()
 
     @contextmanager
-    def teach(editor: Editor, record: Record) -> Iterator[Taught]:
-        (layer,) = parse_layers(chosen.layer, len(editor.parts))
-        part = editor.parts[layer]
+    def teach(engine: EditableModel, record: Record) -> Iterator[Taught]:
+        (layer,) = parse_layers(chosen.layer, len(engine.parts))
+        part = engine.parts[layer]
         down = projection(part.mlp, "down")
-        whitening, text = editor.whitening, editor.text[0]  # once per model, so not part of the edit's time
+        whitening, text = engine.whitening, engine.text[0]  # once per model, so not part of the edit's time
         began = time.perf_counter()
-        with mode(editor.model, "standard"):
-            rows = question_rows(editor.tokenizer, record, beginnings(text, chosen.search.prefixes, chosen.seed))
-            keys, values = read_at_keys(editor.model, rows, down, down)
-            essence = essence_row(editor.tokenizer, record)
-            delta = find_delta(editor.model, part, rows, essence, values[0], chosen.search)
+        with mode(engine.model, "standard"):
+            rows = question_rows(engine.tokenizer, record, beginnings(text, chosen.search.prefixes, chosen.seed))
+            keys, values = read_at_keys(engine.model, rows, down, down)
+            essence = essence_row(engine.tokenizer, record)
+            delta = find_delta(engine.model, part, rows, essence, values[0], chosen.search)
         key = keys.mean(0)
         # the mean of the values is W k*, with the bias where there is one
         change = values[0] + delta - values.mean(0)

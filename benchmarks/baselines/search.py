@@ -127,10 +127,10 @@ def main() -> None:
     make, start, grids = SEARCHED[options.method]
     axes = [axis for grid in grids for axis in grid]
     with tempfile.TemporaryDirectory() as folder:
-        editor = npt.Workspace.create(Path(folder) / "w", "smollm2-135m").editor
+        engine = npt.Workspace.create(Path(folder) / "w", "smollm2-135m").engine
         settings = {"method": options.method, "data": data.name, "records": [r.id for r in records]}
-        kept = None if options.report is None else Kept(options.report, {**settings, "base": editor.sha256}, Row)
-        chosen, table = search(Examination(editor, suite), records, make, start, grids, kept)
+        kept = None if options.report is None else Kept(options.report, {**settings, "base": engine.sha256}, Row)
+        chosen, table = search(Examination(engine, suite), records, make, start, grids, kept)
     if options.json:
         print(json.dumps({**settings, "chosen": {a: value(chosen, a) for a in axes}, "tried": table}))
         return

@@ -48,8 +48,8 @@ def making(ws: npt.Workspace) -> tuple[list[Edit], list[tuple[object, ...]]]:
     names = iter([ws.tokenizer.decode([i]).strip() for i in ids])
     made: list[Edit] = []
     rows: list[tuple[object, ...]] = []
-    _ = ws.editor.whitening
-    learned = ["learned"] if ws.editor.injector is not None else []
+    _ = ws.engine.whitening
+    learned = ["learned"] if ws.engine.injector is not None else []
     for method in [*learned, "consolidate", "refine", "token"]:
         for layers in (None, "4") if method == "consolidate" else (None,):
             for start in ("", LONG, 3 * LONG):
@@ -60,7 +60,7 @@ def making(ws: npt.Workspace) -> tuple[list[Edit], list[tuple[object, ...]]]:
                 for i in range(4):
                     fact = npt.asked(f"{start}The town of {next(names)} lies in the country of", next(names))
                     with peak_memory() as peak:
-                        (edit,) = ws.editor.make([fact], options, [f"{method}-{i}"])
+                        (edit,) = ws.engine.make([fact], options, [f"{method}-{i}"])
                     seconds.append(edit.report["seconds"])
                     peaks.append(float("nan") if peak.bytes is None else peak.bytes / 1e6)
                 made.append(edit)

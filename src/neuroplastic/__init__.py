@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from .editing.edit import Edit
     from .editing.extract import Modulation, extract_modulation, mean, transfer
     from .editing.fact import Fact, asked, fact_of
-    from .editing.live import LiveEdit, consolidate_weights, inject
     from .editing.options import InjectOptions
+    from .engine import EditableModel, consolidate_weights, editable, inject
     from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
@@ -42,14 +43,15 @@ _HOME = {
     "fact_of": "editing.fact",
     "InjectOptions": "editing.options",
     "Fidelity": "evaluation.fidelity",
-    "LiveEdit": "editing.live",
+    "EditableModel": "engine",
+    "editable": "engine",
     "CheckFailed": "errors",
     "NPTError": "errors",
     "PlasticityConfig": "config",
     "Workspace": "workspace",
-    "consolidate_weights": "editing.live",
+    "consolidate_weights": "engine",
     "convert": "surgery",
-    "inject": "editing.live",
+    "inject": "engine",
     "load_base": "models",
     "measure_fidelity": "evaluation.fidelity",
     "plastic_layers": "surgery",
@@ -64,10 +66,10 @@ __all__ = [
     "Calibration",
     "CheckFailed",
     "Edit",
+    "EditableModel",
     "Fact",
     "Fidelity",
     "InjectOptions",
-    "LiveEdit",
     "Modulation",
     "NPTError",
     "PlasticityConfig",
@@ -77,6 +79,7 @@ __all__ = [
     "calibrate",
     "consolidate_weights",
     "convert",
+    "editable",
     "export",
     "extract_modulation",
     "fact_of",
@@ -95,6 +98,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "export":
         return import_module(".export", __name__)
+    if name == "LiveEdit":
+        warnings.warn("LiveEdit is Edit now: the edit is its own handle", DeprecationWarning, stacklevel=2)
+        name = "Edit"
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -81,7 +81,7 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
 
     _title(console, "3  One fact goes into the weights")
     with _timed(console, "covariance of ordinary text (once per model, then cached)"):
-        _ = ws.editor.whitening
+        _ = ws.engine.whitening
     before, ppl_before = _answers(ws), perplexity(ws.model, text)
     console.print(f"statement: [bold]{STATEMENT}[/bold]")
     edit = ws.inject(STATEMENT, name="tower")

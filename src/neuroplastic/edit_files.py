@@ -6,7 +6,7 @@ An edit is undone by moving its file. Nothing here loads a model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class EditFiles:
         return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
 
     @property
-    def names(self) -> set[str]:
+    def reserved(self) -> set[str]:
         """Names of all edits, active and undone."""
         return {f.stem for f in self._all()}
 
@@ -48,30 +48,41 @@ class EditFiles:
             raise NPTError(f"{file} holds the edit {edit.name!r}; give the file its own name back")
         return edit
 
-    def write(self, edits: Sequence[Edit]) -> None:
-        """New active edits; all or none."""
-        written: list[Path] = []
-        try:
-            for edit in edits:
-                edit.save(self._active(edit.name))
-                written.append(self._active(edit.name))
-        except BaseException:
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
-
-    def undo(self, name: str) -> None:
-        if not self._active(name).exists():
-            raise NPTError(
-                f"the file of edit {name!r} is gone: another process has undone it; open the workspace again"
-            )
-        self._active(name).rename(self._undone(name))
-
     def read_undone(self, name: str) -> Edit:
         return self.read(self._undone(self._known_undone(name)))
 
-    def redo(self, name: str) -> None:
-        self._undone(self._known_undone(name)).rename(self._active(name))
+    def change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
+        """New edits, undone ones that become active, and active ones that become undone; all or nothing.
+
+        A kill in the middle leaves both an edit and the one that it replaces active, which opening the workspace mends.
+        """
+        takes_back: list[Callable[[], object]] = []
+
+        def move(source: Path, target: Path) -> None:
+            if target.exists():
+                raise NPTError(f"{target} is there already, and would be lost; move it away or give it another name")
+            source.rename(target)
+            takes_back.append(lambda: target.rename(source))
+
+        try:
+            for edit in write:
+                file = self._active(edit.name)
+                edit.save(file)
+                takes_back.append(file.unlink)
+            for edit in revive:
+                self._known_undone(edit.name)
+                move(self._undone(edit.name), self._active(edit.name))
+            for edit in retire:
+                if not self._active(edit.name).exists():
+                    raise NPTError(
+                        f"the file of edit {edit.name!r} is gone: another process has undone it; open the workspace "
+                        "again"
+                    )
+                move(self._active(edit.name), self._undone(edit.name))
+        except BaseException:
+            for take_back in reversed(takes_back):
+                take_back()
+            raise
 
     def drop(self, name: str) -> None:
         self._undone(self._known_undone(name)).unlink()
@@ -92,7 +103,7 @@ class EditFiles:
 
     def _known_undone(self, name: str) -> str:
         if name not in self.undone:
-            hint = " (it is active; undo it first)" if name in self.names else ""
+            hint = " (it is active; undo it first)" if name in self.reserved else ""
             raise NPTError(f"there is no undone edit {name!r}{hint}; undone are: {', '.join(self.undone) or 'none'}")
         return name
 

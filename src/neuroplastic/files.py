@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ from .errors import NPTError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CANNOT_SYNC = frozenset([errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+"""What a system answers that syncs no such file."""
 
 
 def cache_dir() -> Path:
@@ -38,7 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,11 +73,26 @@ def refuse_occupied(dest: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Raises OSError where the content could not be written; systems that cannot sync this at all are left alone."""
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """As far as the system can: some shares and Windows sync no folder. The file in it is whole and in place already,
+    so that nothing which fails here may undo it."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path, data: object) -> None:

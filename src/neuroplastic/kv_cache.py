@@ -6,7 +6,8 @@ Up to 5.23 a model takes and returns `past_key_values`, from 5.24 on `cache`; 5.
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 
 def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
     """`cache` as a keyword argument of `model`'s forward pass."""
-    return {_name(type(model)): cache}
+    return {_name(type(model).forward): cache}
 
 
 def cache_of(output: Any) -> Any:
@@ -22,6 +23,6 @@ def cache_of(output: Any) -> Any:
     return output["cache"] if "cache" in output else output["past_key_values"]
 
 
-@lru_cache
-def _name(kind: type[nn.Module]) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+@cache
+def _name(kind: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(kind).parameters else "past_key_values"

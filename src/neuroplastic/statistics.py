@@ -1,4 +1,4 @@
-"""The covariance of what MLPs read on ordinary text, inverted: once per model, then read from the cache.
+"""The covariance of what MLPs read on ordinary text, inverted: once per model and layer, then read from the cache.
 
 For each layer, C_x = E[x x^T] of the MLP input (read by gate and up) and C_m = E[m m^T] of the hidden (read by down).
 Edits are solved under C (specification, section 6): directions that ordinary text uses much are changed little.
@@ -6,80 +6,113 @@ Edits are solved under C (specification, section 6): directions that ordinary te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .capture import read_until
 from .config import Site
 from .console import progress
 from .errors import NPTError
 from .files import cache_dir, read_tensors, write_tensors
 from .structure import LayerParts, projection
+from .surgery import mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Input = Literal["x", "m"]
+At = tuple[int, Input]
+Find = Callable[[Sequence[At]], dict[At, Tensor]]
 READS: dict[Site, Input] = {"gate": "x", "up": "x", "down": "m"}
 RIDGE = 1e-4
 """Added to C's diagonal, in units of its mean: C from some thousand tokens has directions with almost no weight."""
 
 
 class Whitening:
-    """(C + RIDGE mean(diag C) I)^-1 per layer and input.
+    """(C + RIDGE mean(diag C) I)^-1 per layer and input, each measured, or read from the cache, when it is asked for.
 
     Explicit inverses: for the few keys of a statement, one product is three times faster than two triangular solves,
     and as accurate (made in float64, kept in float32).
     """
 
-    def __init__(self, inverses: dict[tuple[int, Input], Tensor]):
-        self.inverses = inverses
+    def __init__(self, inverses: Mapping[At, Tensor] | None = None, find: Find | None = None):
+        """From known inverses; `find` gives those of others when they are needed."""
+        self._inverses, self._find = dict(inverses or {}), find
 
     def solve(self, layer: int, site: Site, keys: Tensor) -> Tensor:
         """C^-1 applied to each row of keys [n, d_in] -> [n, d_in]."""
-        inverse = self.inverses[layer, READS[site]]
+        at = (layer, READS[site])
+        self.prepare([(layer, site)])
+        if self._inverses[at].device != keys.device:
+            self._inverses[at] = self._inverses[at].to(keys.device)
+        inverse = self._inverses[at]
         return keys.to(inverse.dtype) @ inverse
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, parts: Sequence[LayerParts], text: Tensor, base_hash: str) -> Whitening:
-        """From the cache, or measured on `text` (N, T) and put there.
+    def prepare(self, places: Iterable[tuple[int, Site]]) -> None:
+        """Finds what these layers and sites need, all of it at once."""
+        wanted = dict.fromkeys((layer, READS[site]) for layer, site in places)
+        missing = [at for at in wanted if at not in self._inverses]
+        if missing and self._find is not None:
+            self._inverses |= self._find(missing)
 
-        `model` must be the unedited base in standard mode whose hash is `base_hash`, `parts` all of its layers.
-        """
-        path = (
-            cache_dir()
-            / "statistics"
-            / base_hash[:16]
-            / f"inverse_covariance_{text.shape[0]}x{text.shape[1]}.safetensors"
-        )
-        names = {f"{p.index}.{read}": (p.index, read) for p in parts for read in _inputs()}
+
+def inverse_covariances(
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    text: Callable[[], Tensor],
+    base_hash: str,
+    wanted: Sequence[At],
+) -> dict[At, Tensor]:
+    """From the cache, or measured in one pass over `text` (N, T) and put there.
+
+    `model` must be the unedited base whose hash is `base_hash`, `parts` all of its layers.
+    """
+    folder = cache_dir() / "statistics" / base_hash[:16]
+    paths = {at: folder / f"inverse_covariance_{at[0]}_{at[1]}.safetensors" for at in wanted}
+    found: dict[At, Tensor] = {}
+    for at, path in paths.items():
         if path.exists():
-            found, _ = read_tensors(path)
-            if set(found) != set(names):
+            tensors, metadata = read_tensors(path)
+            gate = projection(parts[at[0]].mlp, "gate")
+            width = gate.in_features if at[1] == "x" else gate.out_features
+            inverse = tensors.get("inverse")
+            if inverse is None or tuple(inverse.shape) != (width, width) or metadata.get("base") != base_hash:
                 raise NPTError(f"{path} does not belong to this model; delete it and it is measured again")
-            device = model.device
-            return cls({names[n]: t.to(device) for n, t in found.items()})
-        with progress("measuring the covariance of ordinary text (once per model)") as step:
-            covariances = covariance(model, parts, text, step)
-        inverses = {at: _inverse(C) for at, C in covariances.items()}
-        write_tensors(path, {n: inverses[at] for n, at in names.items()}, {"base": base_hash, "ridge": RIDGE})
-        return cls(inverses)
+            found[at] = inverse.to(model.device)
+    if missing := [at for at in wanted if at not in found]:
+        rows = text()
+        with (
+            mode(model, "standard"),
+            progress("measuring the covariance of ordinary text (once per model and layer)") as step,
+        ):
+            measured = covariance(model, parts, rows, step, among=missing)
+        for at, C in measured.items():
+            found[at] = _inverse(C)
+            write_tensors(paths[at], {"inverse": found[at]}, {"base": base_hash, "ridge": RIDGE})
+    return found
 
 
 @torch.no_grad()
 def covariance(
-    model: PreTrainedModel, parts: Sequence[LayerParts], text: Tensor, step: Any = None, batch_size: int = 16
-) -> dict[tuple[int, Input], Tensor]:
-    """C_x [d, d] and C_m [f, f] of each layer over the tokens of `text` (N, T), in one streaming pass.
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    text: Tensor,
+    step: Any = None,
+    batch_size: int = 16,
+    among: Sequence[At] | None = None,
+) -> dict[At, Tensor]:
+    """C_x [d, d] and C_m [f, f] of each layer, or of those in `among`, over the tokens of `text` (N, T), in one
+    streaming pass that ends at the last layer needed.
 
     The first position is left out: it is an attention sink, whose huge activations would drown everything else.
     """
-    sums: dict[tuple[int, Input], Tensor] = {}
+    sums: dict[At, Tensor] = {}
 
-    def add(at: tuple[int, Input], z: Tensor) -> None:
+    def add(at: tuple[int, Input], z: Tensor, output: Tensor) -> None:
         rows = z[:, 1:].flatten(0, 1)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if at in sums:
@@ -87,11 +120,15 @@ def covariance(
         else:
             sums[at] = rows.T @ rows
 
-    with reading(parts, add):
-        for done in range(0, len(text), batch_size):
-            model.base_model(input_ids=text[done : done + batch_size], use_cache=False)
-            if step is not None:
-                step(min(done + batch_size, len(text)), len(text))
+    modules: dict[At, nn.Module] = {}
+    for p in parts:
+        modules[p.index, "x"], modules[p.index, "m"] = projection(p.mlp, "gate"), projection(p.mlp, "down")
+    if among is not None:
+        modules = {at: modules[at] for at in among}
+    for done in range(0, len(text), batch_size):
+        read_until(model, modules, add, input_ids=text[done : done + batch_size])
+        if step is not None:
+            step(min(done + batch_size, len(text)), len(text))
     count = text[:, 1:].numel()
     return {at: C / count for at, C in sums.items()}
 
@@ -113,10 +150,6 @@ def reading(parts: Sequence[LayerParts], see: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _inputs() -> tuple[Input, Input]:
-    return ("x", "m")
 
 
 def _inverse(C: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,12 @@ from .calibration.options import CalibrateOptions
 from .config import Mode, PlasticityConfig
 from .console import note, progress
 from .edit_files import EditFiles
-from .editing.edit import Edit, check_name, name_from
-from .editing.editor import Editor
-from .editing.fact import Fact, fact_of
+from .editing.edit import Edit
+from .editing.fact import Fact
 from .editing.ledger import Ledger, check_places
-from .editing.options import InjectOptions, Method, Start
+from .editing.options import InjectOptions, Method
 from .editing.recall import Asked
+from .engine import EditableModel
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
 from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
@@ -98,8 +98,9 @@ class Workspace:
     ):
         self.path, self.base, self.config = path, base, config
         self.model, self.tokenizer = model, tokenizer
-        self.editor = Editor(model, tokenizer, base.sha256, path)
-        self.files = EditFiles(path, base.sha256)
+        self.engine = EditableModel.of(model, tokenizer)
+        self.engine.sha256, self.engine.folder = base.sha256, path
+        self.files = self.engine.store = EditFiles(path, base.sha256)
         self.refused: dict[str, str] = {}
         """edit files that could not be read when the workspace was opened, and why; the others are active"""
 
@@ -148,7 +149,12 @@ class Workspace:
             except NPTError as e:
                 workspace.refused[file.stem] = str(e)
                 note(f"npt: this edit is left out: {e}")
-        workspace.editor.ledger.set_active(readable)
+        # a kill in the middle of a change can leave an edit active beside the one that replaces it
+        replaced = {name for e in readable for name in e.replaces}
+        if left := [e for e in readable if e.name in replaced]:
+            with workspace.files.locked():
+                workspace.files.change(retire=left)
+        workspace.engine.load([e for e in readable if e.name not in replaced])
         return workspace
 
     # --- generators ----------------------------------------------------------------------------------------------
@@ -185,7 +191,7 @@ class Workspace:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The active edits, in the order in which they are added to the weights."""
-        return self.editor.ledger.active
+        return self.engine.edits
 
     @property
     def undone(self) -> tuple[str, ...]:
@@ -195,46 +201,16 @@ class Workspace:
     @property
     def names(self) -> set[str]:
         """Names of all edits, active and undone."""
-        return self.files.names
+        return self.engine.names
 
-    def inject(
-        self,
-        fact: str | Fact,
-        method: Method | None = None,
-        name: str | None = None,
-        alpha: float | None = None,
-        layers: str | None = None,
-        max_drift: float | None = None,
-        require: bool = False,
-        *,
-        sites: str | None = None,
-        rank: int | None = None,
-        start: Start = "consolidate",
-        keep: Sequence[str] = (),
-        consistent: bool = False,
-        quick: bool = False,
-    ) -> Edit:
+    def inject(self, fact: str | Fact, method: Method | None = None, name: str | None = None, **options: Any) -> Edit:
         """Writes a fact into the weights and into the ledger; returns the edit, whose report says what it did.
 
-        `fact` is a statement, or made by `fact_of` or `asked`; the options are those of `InjectOptions`. Raises
-        NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where perplexity on ordinary text
-        would rise by more than `max_drift`, if `require`, the answer is not the likeliest one afterwards, or, if
-        `consistent`, an active edit answers the same question otherwise.
+        `fact` is a statement, or made by `fact_of` or `asked`; `options` are fields of `InjectOptions`. Raises
+        NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where a check that the options ask
+        for fails. See `inject_all`.
         """
-        options = InjectOptions(
-            method=method,
-            alpha=alpha,
-            layers=layers,
-            sites=sites,
-            rank=rank,
-            start=start,
-            keep=tuple(keep),
-            max_drift=max_drift,
-            require=require,
-            consistent=consistent,
-            quick=quick,
-        )
-        return self.inject_all([fact], options, [name])[0]
+        return self.engine.inject(fact, method, name, **options)
 
     def inject_all(
         self,
@@ -242,46 +218,15 @@ class Workspace:
         options: InjectOptions | None = None,
         names: Sequence[str | None] | None = None,
     ) -> list[Edit]:
-        """Writes several facts, solved together, each as an edit of its own; all or none.
-
-        Raises as `inject` does. Each report's perplexity_drift is that of all of them together.
-        """
-        options = options or InjectOptions()
-        told = [fact_of(f) if isinstance(f, str) else f for f in facts]
-        wanted = list(names) if names is not None else [None] * len(told)
-        for name in wanted:
-            if name is not None:
-                check_name(name)
-        with self.files.locked():
-            taken = self.names
-            chosen = []
-            for fact, name in zip(told, wanted, strict=True):
-                if name is None:
-                    name = name_from(fact.statement, taken | {n for n in wanted if n is not None})
-                elif name in taken:
-                    raise NPTError(f"there is an edit named {name!r} already; undo and drop it, or choose another name")
-                taken.add(name)
-                chosen.append(name)
-            first = self.files.next_sequence()
-            made = self.editor.make(told, options, chosen)
-            numbered = [replace(e, sequence=first + i) for i, e in enumerate(made)]
-            return self.editor.apply(numbered, self.files.write, options.max_drift, options.require)
+        """Writes several facts, each as an edit of its own; all or none (`EditableModel.inject_all`)."""
+        return self.engine.inject_all(facts, options, names)
 
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
 
         Raises NPTError, with nothing changed, where a name is taken or an edit does not fit the model.
         """
-        with self.files.locked():
-            names = [check_name(e.name) for e in edits]
-            if twice := sorted({n for n in names if names.count(n) > 1 or n in self.names}):
-                raise NPTError(f"there are edits of these names already: {', '.join(twice)}; undo and drop them first")
-            for e in edits:
-                if e.base != self.base.sha256:
-                    raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
-            first = self.files.next_sequence()
-            taken = [replace(e, sequence=first + i) for i, e in enumerate(edits)]
-            return tuple(self.editor.apply(taken, self.files.write))
+        return self.engine.add(edits)
 
     def verify(self) -> Verification:
         """Recomputes the weights from the base as it is on disk, compares hashes, and asks every active edit again."""
@@ -298,32 +243,23 @@ class Workspace:
     def held(self) -> list[Held]:
         """Every active edit that was made from a statement, asked again."""
         told = [e for e in self.edits if e.asked is not None]
-        recalled = self.editor.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
+        recalled = self.engine.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
         return [
             Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob)
             for e, now in zip(told, recalled, strict=True)
         ]
 
-    def undo(self, name: str) -> Edit:
+    def undo(self, edit: Edit | str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
-        with self.files.locked():
-            edit = self._active(name)
-            self.files.undo(name)
-            self.editor.ledger.set_active([e for e in self.edits if e.name != name])
-        return edit
+        return self.engine.undo(edit)
 
-    def redo(self, name: str) -> Edit:
+    def redo(self, edit: Edit | str) -> Edit:
         """Puts an undone edit back, in its old place in the order."""
-        with self.files.locked():
-            edit = self.files.read_undone(name)
-            self.editor.ledger.set_active((*self.edits, edit))
-            self.files.redo(name)
-        return edit
+        return self.engine.redo(edit)
 
     def drop(self, name: str) -> None:
         """Deletes an undone edit for good."""
-        with self.files.locked():
-            self.files.drop(name)
+        self.engine.drop(name)
 
     # --- asking and measuring ---------------------------------------------------------------------------------------
 
@@ -352,7 +288,7 @@ class Workspace:
         """The model in a mode, with the active edits in the weights or without them, while it lasts."""
         if mode_ not in ("dynamic", "standard"):
             raise NPTError(f"mode must be dynamic or standard, not {mode_!r}")
-        with mode(self.model, mode_), nullcontext() if edited else self.editor.only(()):
+        with mode(self.model, mode_), nullcontext() if edited else self.engine.only(()):
             yield
 
     def compare(self, prompt: str, max_new_tokens: int = 32, track: Sequence[str] = ()) -> Comparison:
@@ -360,7 +296,7 @@ class Workspace:
         (of their first token, behind a space), both in standard mode."""
         first = [self.first_token(word) for word in track]
         edited = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
-        with self.editor.only(()):
+        with self.engine.only(()):
             plain = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
         tracked = {
             word: (edited[1][token].item(), plain[1][token].item()) for word, token in zip(track, first, strict=True)
@@ -406,7 +342,7 @@ class Workspace:
         also makes every layer dynamic alone, which takes a pass over the text for each.
         """
         text = self.ordinary_text(data, max_tokens)
-        with self.editor.only(()), progress("comparing dynamic mode with the base") as step:
+        with self.engine.only(()), progress("comparing dynamic mode with the base") as step:
             return measure_fidelity(self.model, text, step=step, each_layer=each_layer)
 
     def sweep(
@@ -455,11 +391,4 @@ class Workspace:
     @property
     def held_out(self) -> Tensor:
         """Self-written text for measuring (N, T), disjoint from what statistics are made from."""
-        return self.editor.text[1]
-
-    def _active(self, name: str) -> Edit:
-        for edit in self.edits:
-            if edit.name == name:
-                return edit
-        known = ", ".join(e.name for e in self.edits) or "none"
-        raise NPTError(f"there is no active edit {name!r}; active are: {known}")
+        return self.engine.text[1]

@@ -31,7 +31,7 @@ from baselines.values import ValueSearch, find_delta
 from baselines.weights import put_back
 from conftest import make_tokenizer
 from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
-from neuroplastic.editing.editor import Editor
+from neuroplastic.engine import EditableModel
 from neuroplastic.evaluation.contenders import Contender
 from neuroplastic.evaluation.records import Record
 from neuroplastic.structure import projection
@@ -51,19 +51,19 @@ TINY: dict[str, Contender] = {
 
 
 @pytest.fixture
-def make_editor(cache: object) -> Callable[..., Editor]:
-    """An editor of a tiny plain model of a family."""
+def make_engine(cache: object) -> Callable[..., EditableModel]:
+    """The engine of a tiny plain model of a family."""
 
-    def make(family: str = "llama", dtype: torch.dtype = torch.float32) -> Editor:
+    def make(family: str = "llama", dtype: torch.dtype = torch.float32) -> EditableModel:
         tokenizer = make_tokenizer()
         model = tiny(family, dtype, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1)
-        return Editor(model, tokenizer, f"{family}-{dtype}")
+        return EditableModel.of(model, tokenizer)
 
     return make
 
 
-def _state(editor: Editor) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in editor.model.state_dict().items()}
+def _state(engine: EditableModel) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in engine.model.state_dict().items()}
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -71,53 +71,53 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _answer(editor: Editor, record: Record) -> float:
+def _answer(engine: EditableModel, record: Record) -> float:
     """Mean log-probability per token of the new answer, in nats."""
-    question = [start_token(editor.tokenizer), *encode(editor.tokenizer, record.prompt)]
-    answer = encode(editor.tokenizer, f" {record.new}")
-    logits = editor.model(input_ids=torch.tensor([[*question, *answer]])).logits[0, len(question) - 1 : -1]
+    question = [start_token(engine.tokenizer), *encode(engine.tokenizer, record.prompt)]
+    answer = encode(engine.tokenizer, f" {record.new}")
+    logits = engine.model(input_ids=torch.tensor([[*question, *answer]])).logits[0, len(question) - 1 : -1]
     return -torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_it_teaches_and_leaves_nothing_behind(make_editor: Callable[..., Editor], name: str) -> None:
-    editor, teach = make_editor(), TINY[name]
-    pristine, before = _state(editor), _answer(editor, RECORDS[0])
-    flags = [p.requires_grad for p in editor.model.parameters()]
-    with teach(editor, RECORDS[0]) as taught:
-        once = _state(editor)
-        assert _answer(editor, RECORDS[0]) > before
+def test_it_teaches_and_leaves_nothing_behind(make_engine: Callable[..., EditableModel], name: str) -> None:
+    engine, teach = make_engine(), TINY[name]
+    pristine, before = _state(engine), _answer(engine, RECORDS[0])
+    flags = [p.requires_grad for p in engine.model.parameters()]
+    with teach(engine, RECORDS[0]) as taught:
+        once = _state(engine)
+        assert _answer(engine, RECORDS[0]) > before
         assert taught.seconds > 0
         assert taught.weights
-    assert _same(_state(editor), pristine)
-    assert [p.requires_grad for p in editor.model.parameters()] == flags
+    assert _same(_state(engine), pristine)
+    assert [p.requires_grad for p in engine.model.parameters()] == flags
     torch.manual_seed(7)  # whatever was drawn before
-    with teach(editor, RECORDS[0]):
-        assert _same(_state(editor), once)
+    with teach(engine, RECORDS[0]):
+        assert _same(_state(engine), once)
     assert not _same(once, pristine)
-    with pytest.raises(RuntimeError, match="stop"), teach(editor, RECORDS[0]):
+    with pytest.raises(RuntimeError, match="stop"), teach(engine, RECORDS[0]):
         raise RuntimeError("stop")
-    assert _same(_state(editor), pristine)
+    assert _same(_state(engine), pristine)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_one_upon_another(make_editor: Callable[..., Editor], name: str) -> None:
-    editor = make_editor()
-    pristine = _state(editor)
+def test_one_upon_another(make_engine: Callable[..., EditableModel], name: str) -> None:
+    engine = make_engine()
+    pristine = _state(engine)
     with ExitStack() as kept:
-        kept.enter_context(TINY[name](editor, RECORDS[0]))
-        first = _state(editor)
-        kept.enter_context(TINY[name](editor, RECORDS[1]))
-        assert not _same(_state(editor), first)
-    assert _same(_state(editor), pristine)
+        kept.enter_context(TINY[name](engine, RECORDS[0]))
+        first = _state(engine)
+        kept.enter_context(TINY[name](engine, RECORDS[1]))
+        assert not _same(_state(engine), first)
+    assert _same(_state(engine), pristine)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_on_a_workspace_with_edits(workspace: npt.Workspace, name: str) -> None:
     workspace.inject("Pizza is from Oslo.", name="own")
-    weights, edited = workspace.weights_hash(), _state(workspace.editor)
-    with TINY[name](workspace.editor, RECORDS[0]):
-        assert not _same(_state(workspace.editor), edited)
+    weights, edited = workspace.weights_hash(), _state(workspace.engine)
+    with TINY[name](workspace.engine, RECORDS[0]):
+        assert not _same(_state(workspace.engine), edited)
     assert workspace.weights_hash() == weights
     workspace.undo("own")
     assert workspace.weights_hash() == workspace.base.sha256
@@ -125,62 +125,62 @@ def test_on_a_workspace_with_edits(workspace: npt.Workspace, name: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", TINY)
-def test_every_family(make_editor: Callable[..., Editor], name: str, family: str) -> None:
-    editor = make_editor(family)
-    pristine, before = _state(editor), _answer(editor, RECORDS[0])
+def test_every_family(make_engine: Callable[..., EditableModel], name: str, family: str) -> None:
+    engine = make_engine(family)
+    pristine, before = _state(engine), _answer(engine, RECORDS[0])
     if name == "memit" and family in NORM_BEHIND:
-        with pytest.raises(npt.NPTError, match="a norm behind its MLP"), TINY[name](editor, RECORDS[0]):
+        with pytest.raises(npt.NPTError, match="a norm behind its MLP"), TINY[name](engine, RECORDS[0]):
             pass
         return
-    with TINY[name](editor, RECORDS[0]):
-        assert not _same(_state(editor), pristine)
+    with TINY[name](engine, RECORDS[0]):
+        assert not _same(_state(engine), pristine)
         # in 48 dimensions MEMIT's change is read at other tokens too; whether it is right, another test says
-        assert name == "memit" or _answer(editor, RECORDS[0]) > before
-    assert _same(_state(editor), pristine)
+        assert name == "memit" or _answer(engine, RECORDS[0]) > before
+    assert _same(_state(engine), pristine)
 
 
 @pytest.mark.parametrize("name", ["rome", "memit"])
-def test_without_a_subject_refused(make_editor: Callable[..., Editor], name: str) -> None:
+def test_without_a_subject_refused(make_engine: Callable[..., EditableModel], name: str) -> None:
     nameless = Record("n", "It is in", "Madrid", "Paris", ("It lies in",), (("This is in", "Paris"),))
-    with pytest.raises(npt.NPTError, match="record n has no subject"), TINY[name](make_editor(), nameless):
+    with pytest.raises(npt.NPTError, match="record n has no subject"), TINY[name](make_engine(), nameless):
         pass
 
 
-def test_a_layer_that_is_not_there_refused(make_editor: Callable[..., Editor]) -> None:
+def test_a_layer_that_is_not_there_refused(make_engine: Callable[..., EditableModel]) -> None:
     with (
         pytest.raises(npt.NPTError, match="layer 9 is out of range"),
-        rome(RomeSettings(layer="9"))(make_editor(), RECORDS[0]),
+        rome(RomeSettings(layer="9"))(make_engine(), RECORDS[0]),
     ):
         pass
 
 
 @pytest.mark.parametrize("teach", [rome(RomeSettings(layer="-1")), memit(MemitSettings(layers="0-1"))])
 def test_a_layer_behind_which_nothing_reads_the_subject_refused(
-    make_editor: Callable[..., Editor], teach: Contender
+    make_engine: Callable[..., EditableModel], teach: Contender
 ) -> None:
-    with pytest.raises(npt.NPTError, match="choose an earlier one"), teach(make_editor(), RECORDS[0]):
+    with pytest.raises(npt.NPTError, match="choose an earlier one"), teach(make_engine(), RECORDS[0]):
         pass
 
 
-def test_ft_l_stays_in_its_box(make_editor: Callable[..., Editor]) -> None:
-    editor = make_editor()
-    pristine = _state(editor)
-    with ft_l(FtlSettings(layer="1", bound=0.01, rate=0.05))(editor, RECORDS[0]):
-        changed = {n: (t - pristine[n]).abs().max().item() for n, t in _state(editor).items()}
+def test_ft_l_stays_in_its_box(make_engine: Callable[..., EditableModel]) -> None:
+    engine = make_engine()
+    pristine = _state(engine)
+    with ft_l(FtlSettings(layer="1", bound=0.01, rate=0.05))(engine, RECORDS[0]):
+        changed = {n: (t - pristine[n]).abs().max().item() for n, t in _state(engine).items()}
     (largest,) = [c for n, c in changed.items() if "layers.1.mlp.down_proj" in n]
     assert largest == pytest.approx(0.01, rel=1e-4)
     assert sum(c > 0 for c in changed.values()) == 1
 
 
-def test_lora_is_of_its_rank_and_where_it_should_be(make_editor: Callable[..., Editor]) -> None:
-    editor = make_editor()
-    names = places(editor.model, editor.parts, "qv")
+def test_lora_is_of_its_rank_and_where_it_should_be(make_engine: Callable[..., EditableModel]) -> None:
+    engine = make_engine()
+    names = places(engine.model, engine.parts, "qv")
     assert {n.rsplit(".", 1)[1] for n in names} == {"q_proj", "v_proj"}
     assert len(names) == 4
-    assert len(places(editor.model, editor.parts, "all")) == 2 * 7
-    pristine = _state(editor)
-    with lora(LoraSettings(where="qv", rank=2, rate=0.02))(editor, RECORDS[0]):
-        changes = {n: t - pristine[n] for n, t in _state(editor).items() if not torch.equal(t, pristine[n])}
+    assert len(places(engine.model, engine.parts, "all")) == 2 * 7
+    pristine = _state(engine)
+    with lora(LoraSettings(where="qv", rank=2, rate=0.02))(engine, RECORDS[0]):
+        changes = {n: t - pristine[n] for n, t in _state(engine).items() if not torch.equal(t, pristine[n])}
     assert {n.removesuffix(".weight") for n in changes} == set(names)
     assert all(torch.linalg.matrix_rank(c.double(), rtol=1e-4) <= 2 for c in changes.values())
 
@@ -201,19 +201,19 @@ def test_rome_is_the_least_change_under_the_covariance() -> None:
     torch.testing.assert_close(changed, solved[:7].T)
 
 
-def test_memit_is_the_formula(make_editor: Callable[..., Editor]) -> None:
+def test_memit_is_the_formula(make_engine: Callable[..., EditableModel]) -> None:
     """Against W + R K^T (lambda C + K K^T)^-1 as it stands, layer after layer."""
-    editor, strength = make_editor("granite", torch.float64), 3.0
+    engine, strength = make_engine("granite", torch.float64), 3.0
     goals = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = [question_rows(editor.tokenizer, r, beginnings(editor.text[0], 2, 0)) for r in RECORDS]
-    downs = [projection(part.mlp, "down") for part in editor.parts]
-    inverses = [editor.whitening.inverses[part.index, "m"].double() for part in editor.parts]
+    rows = [question_rows(engine.tokenizer, r, beginnings(engine.text[0], 2, 0)) for r in RECORDS]
+    downs = [projection(part.mlp, "down") for part in engine.parts]
+    inverses = [engine.whitening._inverses[part.index, "m"].double() for part in engine.parts]
     with put_back([down.weight for down in downs]):
-        spread(editor, editor.parts, rows, goals, strength)
+        spread(engine, engine.parts, rows, goals, strength)
         found = [down.weight.data for down in downs]
     with put_back([down.weight for down in downs]), torch.no_grad():
-        for part, down, inverse, left in zip(editor.parts, downs, inverses, (2, 1), strict=True):
-            read = [read_at_keys(editor.model, own, down, editor.parts[-1].layer) for own in rows]
+        for part, down, inverse, left in zip(engine.parts, downs, inverses, (2, 1), strict=True):
+            read = [read_at_keys(engine.model, own, down, engine.parts[-1].layer) for own in rows]
             K = torch.stack([k.mean(0) for k, _ in read], 1)
             R = torch.stack([z - h[0] for z, (_, h) in zip(goals, read, strict=True)], 1) / left / part.mlp_scale
             C = torch.linalg.inv(inverse)
@@ -223,59 +223,59 @@ def test_memit_is_the_formula(make_editor: Callable[..., Editor]) -> None:
 
 
 @pytest.mark.parametrize("family", PRE_NORM)
-def test_memit_reaches_all_of_its_goals(make_editor: Callable[..., Editor], family: str) -> None:
+def test_memit_reaches_all_of_its_goals(make_engine: Callable[..., EditableModel], family: str) -> None:
     """With next to no ordinary text in the way, each subject's state comes out as it was sought."""
-    editor = make_editor(family)
+    engine = make_engine(family)
     search = replace(SEARCH, prefixes=0)
-    first = editor.parts[0]
-    rows = [question_rows(editor.tokenizer, r) for r in RECORDS]
+    first = engine.parts[0]
+    rows = [question_rows(engine.tokenizer, r) for r in RECORDS]
     goals = [
-        goal(editor, own, essence_row(editor.tokenizer, r), first, search) for own, r in zip(rows, RECORDS, strict=True)
+        goal(engine, own, essence_row(engine.tokenizer, r), first, search) for own, r in zip(rows, RECORDS, strict=True)
     ]
-    with teach_all(editor, RECORDS, MemitSettings(layers="0", strength=1e-6, search=search)):
-        states = torch.cat([read_at_keys(editor.model, own, first.layer, first.layer)[1] for own in rows])
+    with teach_all(engine, RECORDS, MemitSettings(layers="0", strength=1e-6, search=search)):
+        states = torch.cat([read_at_keys(engine.model, own, first.layer, first.layer)[1] for own in rows])
     torch.testing.assert_close(states, torch.stack(goals), rtol=1e-3, atol=1e-3)
 
 
-def test_a_delta_is_held_by_its_clamp_and_lowers_the_loss(make_editor: Callable[..., Editor]) -> None:
-    editor = make_editor()
-    rows = question_rows(editor.tokenizer, RECORDS[0], beginnings(editor.text[0], 2, 0))
-    essence = essence_row(editor.tokenizer, RECORDS[0])
-    down = projection(editor.parts[0].mlp, "down")
-    _, values = read_at_keys(editor.model, rows, down, down)
+def test_a_delta_is_held_by_its_clamp_and_lowers_the_loss(make_engine: Callable[..., EditableModel]) -> None:
+    engine = make_engine()
+    rows = question_rows(engine.tokenizer, RECORDS[0], beginnings(engine.text[0], 2, 0))
+    essence = essence_row(engine.tokenizer, RECORDS[0])
+    down = projection(engine.parts[0].mlp, "down")
+    _, values = read_at_keys(engine.model, rows, down, down)
     delta = find_delta(
-        editor.model, editor.parts[0], rows, essence, values[0], ValueSearch(steps=5, rate=9.0, clamp=0.25)
+        engine.model, engine.parts[0], rows, essence, values[0], ValueSearch(steps=5, rate=9.0, clamp=0.25)
     )
     assert delta.norm() <= 0.25 * values[0].norm() * (1 + 1e-6)
     assert delta.norm() == pytest.approx(0.25 * values[0].norm().item(), rel=1e-4)
-    content = find_delta(editor.model, editor.parts[0], rows, essence, values[0], ValueSearch(enough=1e9))
+    content = find_delta(engine.model, engine.parts[0], rows, essence, values[0], ValueSearch(enough=1e9))
     assert not content.any()
 
 
 @torch.no_grad()
-def test_the_loss_is_the_answers_logprob(make_editor: Callable[..., Editor]) -> None:
-    editor = make_editor()
-    rows = question_rows(editor.tokenizer, RECORDS[0])
-    loss = answer_loss(editor.model, rows, states_of(editor.model, rows))
-    assert loss.item() == pytest.approx(-_answer(editor, RECORDS[0]), rel=1e-5)
-    (whole,) = rows = [statement_row(editor.tokenizer, RECORDS[0])]
-    ids = [start_token(editor.tokenizer), *encode(editor.tokenizer, RECORDS[0].statement)]
+def test_the_loss_is_the_answers_logprob(make_engine: Callable[..., EditableModel]) -> None:
+    engine = make_engine()
+    rows = question_rows(engine.tokenizer, RECORDS[0])
+    loss = answer_loss(engine.model, rows, states_of(engine.model, rows))
+    assert loss.item() == pytest.approx(-_answer(engine, RECORDS[0]), rel=1e-5)
+    (whole,) = rows = [statement_row(engine.tokenizer, RECORDS[0])]
+    ids = [start_token(engine.tokenizer), *encode(engine.tokenizer, RECORDS[0].statement)]
     assert (whole.ids, whole.answer) == (ids[:-1], ids[1:])
-    logits = editor.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    logits = engine.model(input_ids=torch.tensor([ids])).logits[0, :-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]))
-    assert answer_loss(editor.model, rows, states_of(editor.model, rows)).item() == pytest.approx(
+    assert answer_loss(engine.model, rows, states_of(engine.model, rows)).item() == pytest.approx(
         expected.item(), rel=1e-5
     )
 
 
-def test_keys_are_the_subjects_last_tokens(make_editor: Callable[..., Editor]) -> None:
-    editor = make_editor()
-    prefixes = beginnings(editor.text[0], 3, 1)
-    assert prefixes == beginnings(editor.text[0], 3, 1) != beginnings(editor.text[0], 3, 2)
+def test_keys_are_the_subjects_last_tokens(make_engine: Callable[..., EditableModel]) -> None:
+    engine = make_engine()
+    prefixes = beginnings(engine.text[0], 3, 1)
+    assert prefixes == beginnings(engine.text[0], 3, 1) != beginnings(engine.text[0], 3, 2)
     assert all(2 <= len(p) <= 10 for p in prefixes)
-    for row in question_rows(editor.tokenizer, RECORDS[0], prefixes):
+    for row in question_rows(engine.tokenizer, RECORDS[0], prefixes):
         ((position, _),) = row.keys
-        assert editor.tokenizer.decode(row.ids[: position + 1]).endswith("The Bridge")
-    essence = essence_row(editor.tokenizer, RECORDS[0])
-    assert editor.tokenizer.decode(essence.ids[1 : essence.keys[0][0] + 1]) == "Bridge"
-    assert editor.tokenizer.decode(essence.ids[1:]) == "Bridge is a"
+        assert engine.tokenizer.decode(row.ids[: position + 1]).endswith("The Bridge")
+    essence = essence_row(engine.tokenizer, RECORDS[0])
+    assert engine.tokenizer.decode(essence.ids[1 : essence.keys[0][0] + 1]) == "Bridge"
+    assert engine.tokenizer.decode(essence.ids[1:]) == "Bridge is a"

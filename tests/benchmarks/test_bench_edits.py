@@ -53,7 +53,7 @@ def run(
     (tmp_path / "counterfact_dev.json").write_text(json.dumps(FLAT))
     monkeypatch.setenv("NPT_DATA", str(tmp_path))
     monkeypatch.setattr(edits, "BASELINES", {"rome": rome(RomeSettings(layer="0", search=QUICK)), "memit": memit(TINY)})
-    monkeypatch.setattr(edits, "BATCHES", {"memit": lambda editor, records: teach_all(editor, records, TINY)})
+    monkeypatch.setattr(edits, "BATCHES", {"memit": lambda engine, records: teach_all(engine, records, TINY)})
 
     def call(*options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["edits.py", "--workspace", str(workspace.path), *options])
@@ -121,11 +121,11 @@ def test_a_method_that_a_workspace_cannot_do_is_named(
     workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edits, "BASELINES", {"rome": rome(RomeSettings(layer="7"))})
-    found, left_out = edits.chosen(workspace.editor, RECORDS[0], "")
+    found, left_out = edits.chosen(workspace.engine, RECORDS[0], "")
     assert set(left_out) == {"learned", "rome"}
     assert "layer 7 is out of range" in left_out["rome"]
     assert "consolidate" in found
-    assert set(edits.chosen(workspace.editor, RECORDS[0], "rome, token")[0]) == {"rome", "token"}
+    assert set(edits.chosen(workspace.engine, RECORDS[0], "rome, token")[0]) == {"rome", "token"}
 
 
 def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspace, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspac
     kept = Kept(tmp_path / "s", {}, Row)
     grids = ({"layer": ("0",)}, {"search.steps": (1, 4), "search.rate": (0.5, 1e-6)})
     start = RomeSettings(layer="1", search=QUICK)
-    found = search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grids, kept)
+    found = search.search(Examination(workspace.engine, suite), RECORDS, rome, start, grids, kept)
     chosen, table = found
     assert len(table) == 1 * 1 + 2 * 2
     assert chosen.layer == "0"
@@ -142,7 +142,7 @@ def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspac
     assert table[best]["figures"]["S"][0] == max(own["figures"]["S"][0] for own in table.values())
     assert len(kept.file.read_text().splitlines()) == 1 + 3 * len(table)
     again = Kept(tmp_path / "s", {}, Row)
-    assert search.search(Examination(workspace.editor, suite), RECORDS, rome, start, grids, again) == found
+    assert search.search(Examination(workspace.engine, suite), RECORDS, rome, start, grids, again) == found
 
 
 def test_axes_reach_into_settings() -> None:

@@ -14,7 +14,7 @@ import learned
 import neuroplastic as npt
 from injectors import with_injector
 from neuroplastic.editing import crowd
-from neuroplastic.editing.editor import Editor
+from neuroplastic.engine import EditableModel
 
 ZSRE = [
     {"src": "Where is the dog?", "rephrase": "The dog is where?", "alt": "Madrid", "answers": ["Paris"]}
@@ -56,7 +56,7 @@ def test_many_edits_in_place(run: Any, tmp_path: Path, monkeypatch: pytest.Monke
         assert (c["kl"] > 0) == (c["read_kl"] > 0) == changed
         assert (c["perplexity"] != 0) == (c["read_perplexity"] != 0) == changed
     rows = report.read_text()
-    monkeypatch.setattr(Editor, "make", None)  # nothing is taught again
+    monkeypatch.setattr(EditableModel, "make", None)  # nothing is taught again
     assert run(*options, "--kept", "4,1")["kept"] == [*found[3:], *found[:3]]
     assert report.read_text() == rows
 

@@ -246,3 +246,43 @@ def test_adam_is_that_of_torch() -> None:
         x.grad = gradient
         optimiser.step()
     assert_close(mine, x.detach())
+
+
+def test_facts_about_one_subject_share_a_key_and_each_other_values() -> None:
+    bench = bench_of()
+    facts = [
+        fact_of(BRIDGE, subject="Golden Gate Bridge"),
+        fact_of(SUSHI),
+        fact_of("The Golden Gate Bridge jumps over the lazy dog.", subject="The Golden Gate Bridge"),
+    ]
+    rows, owner = rows_of(bench.tokenizer, facts, [])
+    assert owner == [0, 1, 2]
+    assert [r.shared for r in rows] == [((rows[0].keys[0][0], 2),), (), ((rows[2].keys[0][0], 0),)]
+    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    g = torch.Generator().manual_seed(0)
+    deltas = {p: torch.randn(3, 32, dtype=torch.float64, generator=g).requires_grad_() for p in reader.linears}
+    together = reader.logprobs(deltas)
+    alone = Reader(bench.model, bench.parts, DOWN, rows_of(bench.tokenizer, facts[:1], [])[0])
+    assert_close(together[0], alone.logprobs({p: d[[0]] + d[[2]] for p, d in deltas.items()})[0])
+    (gradient,) = torch.autograd.grad(together[0], [deltas[0, "down"]])
+    assert gradient[0].any()
+    assert not gradient[1:].any()
+
+
+def test_facts_about_one_subject_in_one_call_are_not_averaged() -> None:
+    """At their common key, the whole update gives what each of them asks for, as if it were alone."""
+    bench = bench_of()
+    facts = [
+        fact_of(BRIDGE, subject="Golden Gate Bridge"),
+        fact_of("The Golden Gate Bridge jumps over the lazy dog.", subject="Golden Gate Bridge"),
+        fact_of(SUSHI),
+    ]
+    found = consolidate(bench, facts, strength=1e-6)
+    for place in found[0].factors:
+        dW = sum((s.factors[place].B @ s.factors[place].A for s in found), start=torch.zeros(()))
+        wanted = [s.factors[place].B.sum(1) for s in found]
+        keys = [s.keys[place][0] for s in found]
+        assert_close(dW @ keys[0], wanted[0] + wanted[1], atol=1e-3, rtol=1e-3)
+        assert_close(dW @ keys[2], wanted[2], atol=1e-3, rtol=1e-3)
+        for s, key, value in zip(found, keys, wanted, strict=True):  # and each by itself, once the other is undone
+            assert_close(s.factors[place].B @ s.factors[place].A @ key, value, atol=1e-2, rtol=1e-2)

@@ -189,9 +189,9 @@ def test_text_is_cut_into_rows_that_open_with_the_start_token() -> None:
 
 
 def test_a_crowd_reads_more_text(crowded: npt.Workspace) -> None:
-    editor = crowded.editor
+    engine = crowded.engine
     crowded.inject_all(FACTS[:2], names=["one", "two"])
-    assert "more_text" not in vars(editor)
+    assert "more_text" not in vars(engine)
     crowded.inject_all(FACTS, names=["a", "b", "c"])
-    assert torch.equal(editor.more_text[: len(editor.text[0])], editor.text[0])
-    assert len(editor.more_text) > 2 * len(editor.text[0])
+    assert torch.equal(engine.more_text[: len(engine.text[0])], engine.text[0])
+    assert len(engine.more_text) > 2 * len(engine.text[0])

@@ -241,14 +241,14 @@ def test_a_fact_in_several_wordings_is_to_follow_in_each(quick: bool, workspace:
     one, other = "The Eiffel Tower is in the city of", "In the city of the Eiffel Tower one finds"
     both = npt.asked(one, "Madrid", wordings=[other])
     twice, once = npt.asked(one, "Madrid", wordings=[one]), npt.asked(one, "Madrid")
-    edits = ws.editor.make([both, twice, once], npt.InjectOptions("learned", quick=quick), ["both", "twice", "once"])
+    edits = ws.engine.make([both, twice, once], npt.InjectOptions("learned", quick=quick), ["both", "twice", "once"])
     for place, factors in edits[2].factors.items():
         assert_close(edits[1].factors[place].A, factors.A, atol=1e-6, rtol=1e-4)
         assert_close(edits[1].factors[place].B, factors.B, atol=1e-5, rtol=1e-3)
     asked = [Asked(q + " Madrid", q, " Madrid") for q in (one, other)]
-    before = ws.editor.recall(asked)
-    with ws.editor.only([edits[0]]):
-        now = ws.editor.recall(asked)
+    before = ws.engine.recall(asked)
+    with ws.engine.only([edits[0]]):
+        now = ws.engine.recall(asked)
     gained = [a.answer_probability / b.answer_probability for a, b in zip(now, before, strict=True)]
     assert min(gained) > 1.05  # ten short steps of a network that was never trained, on one that knows nothing
 
@@ -257,7 +257,7 @@ def test_where_a_subject_stands(workspace: npt.Workspace) -> None:
     tokenizer = workspace.tokenizer
     for question, subject in (("Golden Gate Bridge is in", "Golden Gate"), ("One sees the Golden Gate in", "Gate")):
         wording = npt.asked(question, "Rome", subject=subject).wordings[0]
-        first, last, told = learned._subject(workspace.editor, wording) or (0, 0, False)  # type: ignore[arg-type]
+        first, last, told = learned._subject(workspace.engine, wording) or (0, 0, False)  # type: ignore[arg-type]
         ids = [0, *encode(tokenizer, question)]
         assert tokenizer.decode(ids[first : last + 1]).strip() == subject
         assert told

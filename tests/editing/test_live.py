@@ -37,11 +37,11 @@ def test_inject_and_undo_in_any_order(plain: tuple[Any, Any], converted: bool) -
     first = npt.inject(model, tokenizer, FACT)
     alone = weights(model)
     second = npt.inject(model, tokenizer, OTHER, method="token", layers="1")
-    assert {layer for layer, _ in second.edit.factors} == {1}
+    assert {layer for layer, _ in second.factors} == {1}
     both = weights(model)
     assert len({before, alone, both}) == 3
     assert first.active
-    assert first.edit.report["statement_logprob_after"] != first.edit.report["statement_logprob_before"]
+    assert first.report["statement_logprob_after"] != first.report["statement_logprob_before"]
     first.undo()
     second.undo()
     assert weights(model) == before

@@ -61,11 +61,11 @@ def test_whitening_solves_the_covariance(workspace: npt.Workspace) -> None:
     from neuroplastic.statistics import RIDGE
 
     npt.set_mode(workspace.model, "standard")
-    found = covariance(workspace.model, workspace.editor.parts, workspace.editor.text[0])
+    found = covariance(workspace.model, workspace.engine.parts, workspace.engine.text[0])
     for layer, site in ((0, "gate"), (1, "down")):
         C = found[layer, READS[site]].double()  # type: ignore[index]
         keys = rand(3, len(C))
-        solved = workspace.editor.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
+        solved = workspace.engine.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
         assert_close(solved @ (C + RIDGE * C.diagonal().mean() * torch.eye(len(C))), keys, atol=1e-3, rtol=0)
 
 

@@ -30,7 +30,7 @@ COSTS = {"seconds", "perplexity", "kl"}
 def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
     workspace.inject("Pizza is from Oslo.", name="own")
     weights = workspace.weights_hash()
-    examination = Examination(workspace.editor, COUNTERFACT)
+    examination = Examination(workspace.engine, COUNTERFACT)
     rows = evaluate(examination, RECORDS, CONTENDERS)
     assert [(r.method, r.record) for r in rows] == [(m, r.id) for m in METHODS for r in RECORDS]
     assert workspace.weights_hash() == weights
@@ -50,14 +50,14 @@ def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
 
 
 def test_locality_of_zsre_is_against_the_unedited_model(workspace: npt.Workspace) -> None:
-    rows = evaluate(Examination(workspace.editor, ZSRE), RECORDS[:2], CONTENDERS)
+    rows = evaluate(Examination(workspace.engine, ZSRE), RECORDS[:2], CONTENDERS)
     by_method = {m: [r.figures for r in rows if r.method == m] for m in METHODS}
     assert all(f["locality"] == 1 for f in by_method["unedited"])
-    editor = workspace.editor
+    engine = workspace.engine
     for method in ("prompt", "consolidate"):  # taught and asked by hand
-        examination = Examination(editor, ZSRE)
+        examination = Examination(engine, ZSRE)
         examination.remember(RECORDS[:1])
-        with CONTENDERS[method](editor, RECORDS[0]) as taught:
+        with CONTENDERS[method](engine, RECORDS[0]) as taught:
             assert taught.told == ("Fact: The Bridge is in Madrid.\n" if method == "prompt" else "")
             asked = examination.ask(RECORDS[0], taught.told)
         del asked["asking"]
@@ -67,7 +67,7 @@ def test_locality_of_zsre_is_against_the_unedited_model(workspace: npt.Workspace
 
 
 def test_free_writing_is_asked_for(workspace: npt.Workspace) -> None:
-    examination = Examination(workspace.editor, COUNTERFACT, generate=True)
+    examination = Examination(workspace.engine, COUNTERFACT, generate=True)
     (row,) = evaluate(examination, RECORDS[:1], {"unedited": CONTENDERS["unedited"]})
     assert {"es_gen", "ps_gen", "entropy"} <= row.figures.keys()
 
@@ -75,7 +75,7 @@ def test_free_writing_is_asked_for(workspace: npt.Workspace) -> None:
 def test_a_run_goes_on_where_it_was_cut_off(workspace: npt.Workspace, tmp_path: Path) -> None:
     folder, settings = tmp_path / "report", {"seed": 0}
     contenders = {m: CONTENDERS[m] for m in ("unedited", "token")}
-    examination = Examination(workspace.editor, COUNTERFACT)
+    examination = Examination(workspace.engine, COUNTERFACT)
     rows = evaluate(examination, RECORDS, contenders, Kept(folder, settings, Row))
     kept = Kept(folder, settings, Row)
     assert kept.done == rows

@@ -13,17 +13,17 @@ from neuroplastic.surgery import mode
 
 @pytest.mark.usefixtures("no_grad")
 def test_drift_is_what_it_says(workspace: npt.Workspace) -> None:
-    editor = workspace.editor
-    text = editor.text[1][:ROWS]
-    ordinary = OrdinaryText(editor)
+    engine = workspace.engine
+    text = engine.text[1][:ROWS]
+    ordinary = OrdinaryText(engine)
     assert ordinary.drift() == (0, 0)
-    with mode(editor.model, "standard"):
-        p = editor.model(input_ids=text).logits[:, :-1].double().log_softmax(-1)
-    weight = projection(editor.parts[0].mlp, "down").weight
+    with mode(engine.model, "standard"):
+        p = engine.model(input_ids=text).logits[:, :-1].double().log_softmax(-1)
+    weight = projection(engine.parts[0].mlp, "down").weight
     before = weight.detach().clone()
     weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
-    with mode(editor.model, "standard"):
-        q = editor.model(input_ids=text).logits[:, :-1].double().log_softmax(-1)
+    with mode(engine.model, "standard"):
+        q = engine.model(input_ids=text).logits[:, :-1].double().log_softmax(-1)
     found = ordinary.drift()
     rise = -(q - p).gather(-1, text[:, 1:, None]).mean()
     assert found.perplexity == pytest.approx(rise.exp().item() - 1, rel=1e-4)

@@ -24,7 +24,7 @@ TEACH = contender("consolidate")
 
 def test_they_stay_and_are_taken_back(workspace: npt.Workspace) -> None:
     weights = workspace.weights_hash()
-    examination = Examination(workspace.editor, COUNTERFACT)
+    examination = Examination(workspace.engine, COUNTERFACT)
     steps = in_a_row(examination, RECORDS, "consolidate", TEACH)
     assert [(s.edits, s.asked) for s in steps] == [(1, 1), (3, 3)]
     assert workspace.weights_hash() == weights
@@ -36,7 +36,7 @@ def test_they_stay_and_are_taken_back(workspace: npt.Workspace) -> None:
     assert (steps[0].perplexity, steps[0].kl) == (figures["perplexity"][0], figures["kl"][0])
     with ExitStack() as stack:  # all three in place, and each asked
         for record in RECORDS:
-            stack.enter_context(TEACH(workspace.editor, record))
+            stack.enter_context(TEACH(workspace.engine, record))
         examination.remember(RECORDS)
         asked = [examination.ask(record)["EM"] for record in RECORDS]
     assert steps[1].figures["EM"][0] == pytest.approx(sum(asked) / 3)
@@ -56,7 +56,7 @@ def test_many_are_asked_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_that_are_kept_are_not_asked_again(workspace: npt.Workspace, tmp_path: Path) -> None:
-    examination = Examination(workspace.editor, COUNTERFACT)
+    examination = Examination(workspace.engine, COUNTERFACT)
     steps = in_a_row(examination, RECORDS, "consolidate", TEACH, Kept(tmp_path, {}, Step))
     whole = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(whole[:-1]))

@@ -65,15 +65,15 @@ def test_too_few_facts_are_refused() -> None:
 
 def test_a_search_goes_on_where_it_was_cut_off(workspace: npt.Workspace, tmp_path: Path) -> None:
     topics = suitable(read_topics(facts(tmp_path / "f.jsonl", 40))[0])
-    config = InjectorConfig.fitting(workspace.model, workspace.editor.text[0], width=16, heads=2)
+    config = InjectorConfig.fitting(workspace.model, workspace.engine.text[0], width=16, heads=2)
     made = Injector(config)
-    first = find_examples(workspace.editor, made, topics[:20], tmp_path / "e")
+    first = find_examples(workspace.engine, made, topics[:20], tmp_path / "e")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "e").rglob("*.safetensors")}
-    again = find_examples(workspace.editor, made, topics[:20], tmp_path / "e")
+    again = find_examples(workspace.engine, made, topics[:20], tmp_path / "e")
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "e").rglob("*.safetensors")} == files
-    other = find_examples(workspace.editor, made, topics[20:40], tmp_path / "e")
+    other = find_examples(workspace.engine, made, topics[20:40], tmp_path / "e")
     assert not torch.equal(other.x, first.x)  # other facts find nothing of these
     assert len(first.x) == 20
     assert first.delta.shape[1:] == (len(config.layers), config.d_model)

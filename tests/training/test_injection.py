@@ -35,10 +35,10 @@ SHORT = InjectionSettings(
 def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> Injection:
     torch.manual_seed(0)
     ws.model.requires_grad_(False)
-    editor = ws.editor
-    config = InjectorConfig.fitting(ws.model, editor.text[0], width=16, heads=2, straight=8, hidden=16)
+    engine = ws.engine
+    config = InjectorConfig.fitting(ws.model, engine.text[0], width=16, heads=2, straight=8, hidden=16)
     lessons = Lessons(read_topics(data)[0], ws.tokenizer, [], PLAIN, 0, config.max_length)
-    return Injection(editor, Injector(config), lessons, [], editor.text[0][:, 1:].tolist(), settings, 0)
+    return Injection(engine, Injector(config), lessons, [], engine.text[0][:, 1:].tolist(), settings, 0)
 
 
 def test_it_learns_and_its_edits_hold_on_unseen_facts(
@@ -75,11 +75,11 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(
     # what the injector says, without a gradient step, is more than an untrained one says
     monkeypatch.setattr(learned, "LEAST", 1e-30)
     trained = [e.report["answer_probability_after"] for e in edits_alone(workspace, told, quick=True)]
-    injector = workspace.editor.injector
+    injector = workspace.engine.injector
     assert injector is not None
     torch.manual_seed(1)
     Injector(injector.config).save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
-    workspace.editor.forget_injector()
+    workspace.engine.forget_injector()
     untrained = [e.report["answer_probability_after"] for e in edits_alone(workspace, told, quick=True)]
     assert sum(a > 2 * b for a, b in zip(trained, untrained, strict=True)) >= 9
 
@@ -116,7 +116,7 @@ def test_nothing_in_it_is_of_one_model(family: str, reads: Any, cache: Path, tmp
     log = read_log(workspace.path / "training/injector")
     assert log[1]["gradient"] > 0
     assert log[3]["crowd"] > 0
-    injector = workspace.editor.injector
+    injector = workspace.engine.injector
     assert injector is not None
     assert injector.config.reads == reads
     edit = workspace.inject("The golden gate is in Paris.")
@@ -163,9 +163,9 @@ def test_what_is_trained_is_what_the_ledger_applies(
     monkeypatch.setattr(learned, "LEAST", 1e-30)  # reached without gradient steps
     t = task(workspace, facts(tmp_path / "train.jsonl", 20))
     t.injector.save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
-    workspace.editor.forget_injector()
-    assert workspace.editor.injector is not None
-    t.injector.load_state_dict(workspace.editor.injector.state_dict())
+    workspace.engine.forget_injector()
+    assert workspace.engine.injector is not None
+    t.injector.load_state_dict(workspace.engine.injector.state_dict())
     lessons = t.lessons.batch(0, 3)
     with torch.no_grad(), mode(workspace.model, "standard"):
         found = t._propose(t.module, lessons)
@@ -277,7 +277,7 @@ def test_what_an_edit_costs_is_predicted_to_second_order(workspace: npt.Workspac
     assert t.fisher is not None
     costs = torch.zeros(4, dtype=torch.float64)
     for l, layer in enumerate(t.injector.config.layers):  # noqa: E741
-        C = torch.linalg.inv(t.editor.whitening.inverses[layer, "m"].double())
+        C = torch.linalg.inv(t.engine.whitening._inverses[layer, "m"].double())
         F = t.fisher[l].double()
         for n in range(4):
             dW = torch.outer(found.V[n, l].double(), found.A[n, l].double())

@@ -114,7 +114,7 @@ def test_training_lowers_the_loss_and_is_kept(fresh: Any) -> None:
     again = npt.Workspace.open(ws.path)
     assert again.config.np_rank == 16
     assert [e.name for e in again.edits] == [edit.name]
-    with torch.no_grad(), again.editor.only(()):
+    with torch.no_grad(), again.engine.only(()):
         assert again.fidelity(max_tokens=24).kl == pytest.approx(done["after"]["kl"], rel=1e-4)
     report = (ws.path / training.FOLDER / "report.html").read_text()
     assert report.count("<svg") >= 6

@@ -62,8 +62,8 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
     options = options or CalibrateOptions()
     config = _low_rank(workspace.config, options)
     check_calibratable(config)
-    model, editor = workspace.model, workspace.editor
-    with editor.only(()):
+    model, engine = workspace.model, workspace.engine
+    with engine.only(()):
         text = calibration_rows(workspace, options.data, options.tokens)
         workspace.reconfigure(config)
         try:
@@ -142,7 +142,7 @@ def calibration_rows(workspace: Workspace, data: Any, tokens: int) -> Tensor:
     if data is not None:
         length = min(WINDOW, context_length(model))
         return windows(tokenizer, read_texts(data), length, tokens).to(model.device)
-    with workspace.editor.only(()), mode(model, "standard"):
+    with workspace.engine.only(()), mode(model, "standard"):
         rows, _ = calibration_text(model, tokenizer, workspace.base.sha256)
     return rows[: max(1, tokens // rows.shape[1])]
 

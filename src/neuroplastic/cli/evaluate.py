@@ -65,7 +65,7 @@ def edits(
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)
     options = (Path(data).name, seed, sequential is not None, generate, report, malformed)
-    found = run_suite(open_workspace(workspace).editor, chosen, records, contenders, *options)
+    found = run_suite(open_workspace(workspace).engine, chosen, records, contenders, *options)
     wide = ("S", *chosen.parts_of_s)
     return show_result(json, found, lambda console, r: printing.evaluation(console, r, wide, chosen.shown))
 

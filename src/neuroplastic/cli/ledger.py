@@ -109,11 +109,13 @@ def inject(
     )
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
+    before = {e.id for e in ws.edits}
     with status("injecting") if len(facts) == 1 else nullcontext():
         made = ws.inject_all(facts, options, names)
+    summaries = [{**e.summary(), "changed": e.id not in before} for e in made]
     if from_file is None:
-        return show_result(json, made[0].summary(), printing.edit)
-    return show_result(json, {"edits": [e.summary() for e in made]}, printing.many)
+        return show_result(json, summaries[0], printing.edit)
+    return show_result(json, {"edits": summaries}, printing.many)
 
 
 def _facts(

@@ -115,6 +115,9 @@ def training(console: Console, r: dict[str, Any]) -> None:
 
 
 def edit(console: Console, r: dict[str, Any]) -> None:
+    if not r.get("changed", True):
+        console.print(f"[bold]{r['name']}[/bold] teaches this already; nothing was changed", highlight=False)
+        return
     about = f" at {r['subject']!r}" if r["subject"] else ""
     console.print(
         f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers{escape(about)} by {r['method']} in "

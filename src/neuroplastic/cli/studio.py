@@ -30,7 +30,7 @@ def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1"
     door = door_for(host, token)
     with listen(host, port) as sock:
         ws = open_workspace(workspace)
-        ws.editor.prepare()  # here, with its progress in the terminal, so that a visitor of the page need not wait
+        ws.engine.prepare()  # here, with its progress in the terminal, so that a visitor of the page need not wait
         print(f"studio of {workspace}: {address(door, sock)}", flush=True)
         serve(ws, sock, door)
     return 0

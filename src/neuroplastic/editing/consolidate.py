@@ -6,13 +6,14 @@
     dW = R^T G,   G = (I + K Z)^-1 Z^T,   Z = (lambda C)^-1 K^T
 
 which minimises |K dW^T - R|^2 + lambda tr(dW C dW^T): ridge regression under the covariance C of ordinary text (the
-closed form of MEMIT, Meng et al. 2210.07229, section 4.2). Facts told together are solved together. The keys of
-earlier edits, and of sentences to keep, join K with R = 0: what they wrote or say stays.
+closed form of MEMIT, Meng et al. 2210.07229, section 4.2). The facts of one call are solved jointly. The keys of
+earlier edits, and of sentences to keep, join K with R = 0: what they wrote or say stays. Facts about one subject have
+one key, and there each wants what all of them write: R becomes P R, with P = 1 between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from ..structure import LayerParts, projection
 from ..text import batch, context_length, encode, start_token
 from .edit import Factors
 from .fact import Fact
-from .targets import Place, Reader, Row, find_targets, rows_of
+from .targets import Place, Reader, Row, Targets, find_targets, rows_of, topic_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,27 +101,59 @@ def consolidate(
 ) -> list[Solution]:
     """One solution per fact; together they are the joint one. Touches no weight."""
     prefixes = bench.prefixes(PREFIXES)
-    targets, owners = [], []
-    for done in range(0, len(facts), TOGETHER):
-        rows, owner = rows_of(bench.tokenizer, facts[done : done + TOGETHER], prefixes)
+    targets: list[Targets] = []
+    owners: list[int] = []
+    solutions = [Solution({}, {}, {}) for _ in facts]
+    for chosen in batches_by_topic(facts):
+        rows, owner = rows_of(bench.tokenizer, [facts[i] for i in chosen], prefixes)
         check_length(bench.model, rows)
         reader = Reader(bench.model, bench.parts, bench.sites, rows)
         targets.append(find_targets(reader, owner, steps, RATE, ENOUGH))
-        owners += [done + o for o in owner]
+        for i, probability in zip(chosen, targets[-1].probability, strict=True):
+            solutions[i].figures.update(steps=targets[-1].steps, sought_probability=probability)
+        owners += [chosen[o] for o in owner]
         if progress is not None:
-            progress(min(done + TOGETHER, len(facts)), len(facts))
+            progress(len(set(owners)), len(facts))
     found = [torch.tensor([i for i, o in enumerate(owners) if o == f]) for f in range(len(facts))]
     kept = read_keys(bench, keep)
-    solutions = [Solution({}, {}, {"steps": t.steps, "sought_probability": p}) for t in targets for p in t.probability]
+    peers = torch.eye(len(owners))
+    for about_one in _slots_by_topic(facts, owners).values():
+        at = torch.tensor(about_one)
+        peers[at[:, None], at] = 1
     for place in targets[0].keys:
         K = torch.cat([t.keys[place] for t in targets])
         R = torch.cat([t.deltas[place] for t in targets])
         held = [k[place] for k in (bench.held, kept) if place in k]
         G = solve_keys(bench.whitening, place, K, held, strength)
-        for chosen, solution in zip(found, solutions, strict=True):
-            solution.factors[place] = Factors(G[chosen], R[chosen].T)
-            solution.keys[place] = K[chosen]
+        G = peers.to(G) @ G  # what is wanted at one key is what all facts about its subject write there
+        for slots, solution in zip(found, solutions, strict=True):
+            solution.factors[place] = Factors(G[slots], R[slots].T)
+            solution.keys[place] = K[slots]
     return solutions
+
+
+def batches_by_topic(facts: Sequence[Fact]) -> Iterator[list[int]]:
+    """The numbers of facts in batches of about TOGETHER, those about one subject in the same one."""
+    by_topic: dict[str, list[int]] = {}
+    for i, fact in enumerate(facts):
+        by_topic.setdefault(topic_of(fact, i), []).append(i)
+    chosen: list[int] = []
+    for numbers in by_topic.values():
+        chosen += numbers
+        if len(chosen) >= TOGETHER:
+            yield chosen
+            chosen = []
+    if chosen:
+        yield chosen
+
+
+def _slots_by_topic(facts: Sequence[Fact], owners: Sequence[int]) -> dict[str, list[int]]:
+    """The slots of facts whose subject is known, by subject; `owners` has the fact of each slot."""
+    found: dict[str, list[int]] = {}
+    for slot, fact in enumerate(owners):
+        if facts[fact].subject is not None:
+            found.setdefault(topic_of(facts[fact], fact), []).append(slot)
+    return found
 
 
 def solve_keys(

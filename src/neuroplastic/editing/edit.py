@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import uuid
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ from ..config import SITES, Site
 from ..errors import NPTError
 from ..files import content_hash, read_tensors, write_tensors
 from ..modulation import frobenius_norm
+
+if TYPE_CHECKING:
+    from ..engine import EditableModel
 
 FORMAT = 1
 
@@ -30,7 +36,10 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """A named weight change, immutable and self-contained. `alpha` is in the factors already."""
+    """A named weight change, immutable and self-contained; `alpha` is in the factors already.
+
+    It is also the handle of the change that it is in a model: `undo` takes it out, `redo` puts it back.
+    """
 
     name: str
     statement: str
@@ -51,6 +60,43 @@ class Edit:
     rho: float | None = None
     """strength of the joint solution with the other edits that have the same one (together.py); None for an edit whose
     factors are added as they are"""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """what the edit is known by: a name or a number may be given to another one after it"""
+    home: weakref.ref[EditableModel] | None = field(default=None, repr=False, compare=False)
+    """the engine of the model that it was made for or loaded into"""
+
+    @property
+    def engine(self) -> EditableModel:
+        """Raises NPTError for an edit that belongs to no model in memory."""
+        engine = None if self.home is None else self.home()
+        if engine is None:
+            raise NPTError(f"the edit {self.name!r} belongs to no model in memory; add it to a workspace first")
+        return engine
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in the weights of its model."""
+        engine = None if self.home is None else self.home()
+        return engine is not None and any(e.id == self.id for e in engine.edits)
+
+    def undo(self) -> None:
+        """Takes it out of the weights, in any order, bit for bit. Raises NPTError where it was undone already."""
+        self.engine.undo(self)
+
+    def redo(self) -> None:
+        """Puts it back into the weights. Raises NPTError where it is there, or another edit has taken its place."""
+        self.engine.redo(self)
+
+    @property
+    def edit(self) -> Edit:
+        """Itself: what an edit in memory held in the first release, where its handle was another object."""
+        warnings.warn("an edit is its own handle now: leave .edit out", DeprecationWarning, stacklevel=2)
+        return self
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Names of the edits that it took the place of; they come back where it is undone."""
+        return tuple(self.report.get("replaces", ()))
 
     @property
     def asked(self) -> tuple[str, str] | None:
@@ -84,7 +130,7 @@ class Edit:
         }
 
     def save(self, path: Path) -> None:
-        kept = ["name", "statement", "method", "alpha", "base", "sequence", "created", "report"]
+        kept = ["id", "name", "statement", "method", "alpha", "base", "sequence", "created", "report"]
         kept += ["rho"] if self.rho is not None else []
         metadata = {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
         tensors = write_factors(self.factors) | {f"layers.{i}.{site}.K": k for (i, site), k in self.keys.items()}
@@ -118,7 +164,11 @@ class Edit:
             raise NPTError(
                 f"{path} was changed after it was written; restore it from a copy, or undo it by moving it away"
             )
-        return cls(factors=factors, keys=keys, rho=rho, **{k: metadata[k] for k in (*expected, "alpha", "report")})
+        known = metadata.get("id", seal)  # files of the first release have none
+        if not isinstance(known, str):
+            raise NPTError(f"{path} is damaged: its id is of the wrong kind")
+        said = {k: metadata[k] for k in (*expected, "alpha", "report")}
+        return cls(factors=factors, keys=keys, rho=rho, id=known, **said)
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -165,22 +215,36 @@ def read_factors(
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))])
+"""Names that a file cannot have on some systems, with or without an extension."""
 
 
 def check_name(name: str) -> str:
     """Returns `name`, or raises NPTError where it cannot be a file's name everywhere."""
-    if not NAME.fullmatch(name):
-        raise NPTError(f"{name!r} cannot name an edit; use up to 64 letters, digits, dots, dashes and underscores")
+    if not NAME.fullmatch(name) or name.endswith("."):
+        raise NPTError(
+            f"{name!r} cannot name an edit; use up to 64 letters, digits, dots, dashes and underscores, with no dot at "
+            "the end"
+        )
+    if name.split(".")[0].lower() in RESERVED:
+        raise NPTError(f"{name!r} cannot name an edit: some systems reserve that name for a device; choose another")
     return name
 
 
-def name_from(statement: str, taken: set[str]) -> str:
+def is_taken(name: str, taken: Iterable[str]) -> bool:
+    """Whether a file of that name would meet another one on a system that does not tell upper case from lower."""
+    return name.casefold() in {n.casefold() for n in taken}
+
+
+def name_from(statement: str, taken: Iterable[str]) -> str:
     """A free name made from the statement's first words."""
     words = re.findall(r"[a-z0-9]+", statement.lower())[:5]
     stem = "-".join(words)[:40] or "edit"
+    if stem in RESERVED:
+        stem = f"{stem}-edit"
     number = 1
     name = stem
-    while name in taken:
+    while is_taken(name, taken):
         number += 1
         name = f"{stem}-{number}"
     return name

@@ -1,10 +1,17 @@
-"""Which edits are in the weights. Undo is exact: weights are always the pristine ones plus the active edits, added up
-in one fixed order, never a sum from which something was subtracted."""
+"""Which edits are in the weights, and the only place that writes weights.
+
+Undo is exact: weights are always the pristine ones plus the active edits, added up in one fixed order, never a sum from
+which something was subtracted. A change is computed whole before the first weight is touched, then swapped in.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +20,17 @@ from ..config import Site
 from ..errors import NPTError
 from ..structure import decoder_layers, mlp_of, projection
 from .edit import Edit, Factors
-from .together import active_factors, edits_by_place
+from .together import Place, active_factors, edits_by_place
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What the weights of some places become, and which edits are in them then."""
+
+    weights: Mapping[Place, Tensor]
+    pristine: Mapping[Place, Tensor]
+    """the base's own tensors of every place that is edited afterwards"""
+    active: tuple[Edit, ...]
 
 
 class Ledger:
@@ -25,44 +42,80 @@ class Ledger:
     """
 
     def __init__(self, model: nn.Module):
-        self._model, self._layers = model, decoder_layers(model)
-        self._pristine: dict[tuple[int, Site], Tensor] = {}
+        self._model = model
+        self._pristine: dict[Place, Tensor] = {}
         self.active: tuple[Edit, ...] = ()
 
-    @torch.no_grad()
-    def set_active(self, edits: Sequence[Edit]) -> None:
-        """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        """The ledger of a copied model: the same edits, and pristine tensors of its own."""
+        copied = Ledger(copy.deepcopy(self._model, memo))
+        copied._pristine, copied.active = copy.deepcopy(self._pristine, memo), self.active
+        return copied
+
+    def staged(self, edits: Sequence[Edit]) -> Change:
+        """The change after which exactly these edits are in the weights. Touches none of them.
+
+        Raises NPTError where an edit does not fit.
+        """
         wanted = tuple(sorted(edits, key=lambda e: (e.sequence, e.name)))
         for edit in wanted:
             check_places(self._model, edit.factors, f"edit {edit.name!r}")
+        self._follow()
         before, after = edits_by_place(self.active), edits_by_place(wanted)
         changed = {p for p in before.keys() | after.keys() if _sources(before, p) != _sources(after, p)}
         factors = active_factors(wanted) if changed else {}
-        for place in sorted(changed):
-            weight = weight_at(self._layers, place)
-            if place in after:
-                pristine = self._pristine.setdefault(place, weight.data)
-                weight.data = edited(pristine, factors[place])
-            else:
-                weight.data = self._pristine.pop(place)
-        self.active = wanted
+        pristine = {p: self._pristine.get(p, self._weight(p).data) for p in after}
+        weights = {p: edited(pristine[p], factors[p]) if p in after else self._pristine[p] for p in sorted(changed)}
+        return Change(weights, pristine, wanted)
+
+    def commit(self, change: Change) -> Change:
+        """Swaps a change in, and returns the one that takes it back.
+
+        An interrupt in the middle of the swap takes it back before it is raised: the weights are never half an edit.
+        """
+        back = Change({p: self._weight(p).data for p in change.weights}, dict(self._pristine), self.active)
+        try:
+            self._swap(change)
+        except BaseException:
+            self._swap(back)
+            raise
+        return back
+
+    def set_active(self, edits: Sequence[Edit]) -> None:
+        """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""
+        self.commit(self.staged(edits))
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """The pristine weights, while it lasts; nothing is computed."""
-        active, edited = self.active, {p: weight_at(self._layers, p).data for p in self._pristine}
+        self._follow()
+        back = self.commit(Change(dict(self._pristine), {}, ()))
         try:
-            for place, pristine in self._pristine.items():
-                weight_at(self._layers, place).data = pristine
-            self.active = ()
             yield
         finally:
-            for place, data in edited.items():
-                weight_at(self._layers, place).data = data
-            self.active = active
+            self.commit(back)
+
+    def _swap(self, change: Change) -> None:
+        for place, data in change.weights.items():
+            self._weight(place).data = data
+        self._pristine, self.active = dict(change.pristine), change.active
+
+    def _follow(self) -> None:
+        """Takes the pristine tensors to where the model was moved, with `model.to(...)`, since they were kept."""
+        for place, pristine in self._pristine.items():
+            weight = self._weight(place)
+            if (weight.device, weight.dtype) != (pristine.device, pristine.dtype):
+                self._pristine[place] = pristine.to(weight)
+
+    def _weight(self, place: Place) -> Tensor:
+        return weight_at(self._layers, place)
+
+    @cached_property
+    def _layers(self) -> nn.ModuleList:
+        return decoder_layers(self._model)
 
 
-def weight_at(layers: nn.ModuleList, place: tuple[int, Site]) -> Tensor:
+def weight_at(layers: nn.ModuleList, place: Place) -> Tensor:
     """The weight of an MLP projection."""
     layer, site = place
     return projection(mlp_of(layers[layer]), site).weight
@@ -84,6 +137,7 @@ def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], 
             )
 
 
+@torch.no_grad()
 def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
     """W + sum_e B_e A_e as one product of the stacked factors, in float32 at least, rounded once to W's dtype."""
     W = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
@@ -91,6 +145,6 @@ def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
     return torch.addmm(W, B.to(W), A.to(W)).to(pristine.dtype)
 
 
-def _sources(edits: Mapping[tuple[int, Site], Sequence[Edit]], place: tuple[int, Site]) -> list[int]:
+def _sources(edits: Mapping[Place, Sequence[Edit]], place: Place) -> list[int]:
     """Which factors a place is made of: an edit whose report alone changed keeps its own."""
     return [id(e.factors[place].A) for e in edits.get(place, ())]

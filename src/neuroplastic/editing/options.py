@@ -54,6 +54,10 @@ class InjectOptions:
     consistent: bool = False
     """Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another answer."""
 
+    keep_both: bool = False
+    """Keep an active edit that gives another answer to the same question; otherwise the new one replaces it, and undo
+    brings it back."""
+
     quick: bool = False
     """For learned: take what the injector says, with gradient steps only where it does not answer. Several times as
     fast, but neighbours and ordinary text pay for it, and many such edits do not live well together."""
@@ -74,6 +78,8 @@ class InjectOptions:
             for field in ("layers", "sites", "rank", *(("keep",) if self.method == "learned" else ())):
                 if getattr(self, field):
                     raise NPTError(f"{field} has no meaning with an injector, which was trained for its own")
+        if self.consistent and self.keep_both:
+            raise NPTError("consistent refuses what keep_both allows; give one of them")
         if self.quick and self.method not in ("learned", None):
             raise NPTError("quick goes with method 'learned' alone")
         if any(not sentence.strip() for sentence in self.keep):

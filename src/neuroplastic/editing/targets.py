@@ -33,7 +33,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """One sequence that should go on with an answer."""
 
@@ -43,6 +43,8 @@ class Row:
     keys: list[tuple[int, int]]
     """(position, slot): at this position, the slot's delta is added"""
     whole: bool = False
+    shared: tuple[tuple[int, int], ...] = ()
+    """the same for slots of other facts about the subject: their deltas are added, and do not learn from this row"""
 
     @property
     def first(self) -> int:
@@ -61,11 +63,13 @@ def rows_of(
 ) -> tuple[list[Row], list[int]]:
     """Rows of all facts, and the fact that each slot belongs to.
 
-    With a subject, a fact has one slot, at the subject's last token in every wording. Without, each token of each
-    question has its own. Raises NPTError for a fact that has no question.
+    With a subject, a fact has one slot, at the subject's last token in every wording; facts about one subject read each
+    other's deltas there, as they will once all of them are in the weights. Without a subject, each token of each
+    question has its own slot. Raises NPTError for a fact that has no question.
     """
     rows: list[Row] = []
     owner: list[int] = []
+    of_subject: dict[str, list[int]] = {}
     for number, fact in enumerate(facts):
         shared = None
         for wording in fact.wordings:
@@ -74,6 +78,7 @@ def rows_of(
                 if shared is None:
                     shared = len(owner)
                     owner.append(number)
+                    of_subject.setdefault(topic_of(fact, number), []).append(shared)
                 keys = [(key_position(tokenizer, wording, question), shared)]
             else:
                 keys = [(i, len(owner) + i) for i in range(len(question))]
@@ -86,7 +91,17 @@ def rows_of(
                 ahead = 1 + len(prefix)
                 ids = [start_token(tokenizer), *prefix, *question, *answer[:-1]]
                 rows.append(Row(ids, answer, [(ahead + position, slot) for position, slot in keys]))
+    peers = {slot: [s for s in slots if s != slot] for slots in of_subject.values() for slot in slots}
+    for row, (position, slot) in ((row, row.keys[0]) for row in rows):
+        row.shared = tuple((position, other) for other in peers.get(slot, ()))
     return rows, owner
+
+
+def topic_of(fact: Fact, number: int) -> str:
+    """Equal for facts about one subject; of its own for a fact, given by its number, whose subject is unknown."""
+    if fact.subject is None:
+        return f"#{number}"
+    return " ".join(fact.subject.casefold().split()).removeprefix("the ")
 
 
 def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question: Sequence[int]) -> int:
@@ -148,6 +163,9 @@ class Reader:
         self.key_row, self.key_column, self.slot = index(
             (i, at - s, slot) for i, (r, s) in enumerate(zip(rows, starts, strict=True)) for at, slot in r.keys
         )
+        self.shared = [
+            (i, at - s, slot) for i, (r, s) in enumerate(zip(rows, starts, strict=True)) for at, slot in r.shared
+        ]
         self.row, self.column, self.wanted = index(
             (i, at - s, token)
             for i, (r, s) in enumerate(zip(rows, starts, strict=True))
@@ -236,12 +254,18 @@ class Reader:
         self, deltas: dict[Place, Tensor], see: Callable[[Place, Tensor, Tensor], None] | None
     ) -> Iterator[None]:
         at = (self.key_row, self.key_column)
+        others = torch.tensor(self.shared, device=self.slot.device).T if self.shared else None
 
         def hook(place: Place) -> Callable[[Any, Any, Tensor], Tensor]:
             def add(module: Any, args: Any, output: Tensor) -> Tensor:
                 if see is not None:
                     see(place, args[0][at].detach(), output[at].detach())
-                return output.index_put(at, deltas[place][self.slot].to(output.dtype), accumulate=True)
+                output = output.index_put(at, deltas[place][self.slot].to(output.dtype), accumulate=True)
+                if others is not None:
+                    row, column, slot = others
+                    added = deltas[place].detach()[slot].to(output.dtype)
+                    output = output.index_put((row, column), added, accumulate=True)
+                return output
 
             return add
 

@@ -1,6 +1,6 @@
 """What a suite compares: ways to make a model answer as a record wants, for as long as it is asked.
 
-A contender is a context manager. Inside it `editor.model` answers as taught; behind it the model is bit for bit as
+A contender is a context manager. Inside it `engine.model` answers as taught; behind it the model is bit for bit as
 before. It may be entered while others are (edits in a row): it then comes on top of them, and is left before they are.
 """
 
@@ -17,7 +17,7 @@ from ..errors import NPTError
 from .records import Record
 
 if TYPE_CHECKING:
-    from ..editing.editor import Editor
+    from ..engine import EditableModel
 
 WITHOUT_EDIT = ("unedited", "prompt")
 """What methods are compared with: the model as it is, and with the statement in front of every prompt."""
@@ -35,7 +35,7 @@ class Taught:
     """whether weights changed; where they did not, nothing can have drifted and there is nothing to keep"""
 
 
-Contender = Callable[["Editor", Record], AbstractContextManager[Taught]]
+Contender = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -57,13 +57,13 @@ def contender(method: str) -> Contender:
 
 
 @contextmanager
-def unedited(editor: Editor, record: Record) -> Iterator[Taught]:
+def unedited(engine: EditableModel, record: Record) -> Iterator[Taught]:
     """The model as it is."""
     yield Taught(weights=False)
 
 
 @contextmanager
-def in_prompt(editor: Editor, record: Record) -> Iterator[Taught]:
+def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
     """What context gives, and has to be paid for with every prompt."""
     yield Taught(told=f"Fact: {record.statement}\n", weights=False)
 
@@ -72,11 +72,11 @@ def injected(options: InjectOptions) -> Contender:
     """An edit as `npt inject` makes it, behind all others. It is told the question and the answer, no subject."""
 
     @contextmanager
-    def inject(editor: Editor, record: Record) -> Iterator[Taught]:
-        active = editor.ledger.active
-        (edit,) = editor.make([asked(record.prompt, record.new)], options, [f"eval-{len(active) + 1}"])
+    def inject(engine: EditableModel, record: Record) -> Iterator[Taught]:
+        active = engine.ledger.active
+        (edit,) = engine.make([asked(record.prompt, record.new)], options, [f"eval-{len(active) + 1}"])
         last = max((e.sequence for e in active), default=0)
-        with editor.only((*active, replace(edit, sequence=last + 1))):
+        with engine.only((*active, replace(edit, sequence=last + 1))):
             yield Taught(edit.report["seconds"])
 
     return inject

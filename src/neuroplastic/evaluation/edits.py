@@ -53,9 +53,9 @@ def evaluate(
             row = known.get((method, record.id))
             if row is None:
                 examination.remember([record])
-                ordinary = ordinary or OrdinaryText(examination.editor)
+                ordinary = ordinary or OrdinaryText(examination.engine)
                 if not warm:
-                    with teach(examination.editor, record):
+                    with teach(examination.engine, record):
                         warm = True
                 row = Row(method, record.id, _alone(examination, record, teach, ordinary))
                 if kept is not None:
@@ -69,7 +69,7 @@ def evaluate(
 def _alone(examination: Examination, record: Record, teach: Contender, ordinary: OrdinaryText) -> dict[str, float]:
     with ExitStack() as stack:
         with peak_memory() as peak:
-            taught = stack.enter_context(teach(examination.editor, record))
+            taught = stack.enter_context(teach(examination.engine, record))
         figures = examination.ask(record, taught.told)
         if taught.weights:
             figures |= {"seconds": taught.seconds, **ordinary.drift()._asdict()}

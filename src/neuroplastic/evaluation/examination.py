@@ -13,14 +13,14 @@ from .records import Record
 from .suites import Reference, Suite
 
 if TYPE_CHECKING:
-    from ..editing.editor import Editor
+    from ..engine import EditableModel
 
 
 @dataclass
 class Examination:
     """Made before anything is taught; `remember` is called on the model as it was, `ask` on the model as taught."""
 
-    editor: Editor
+    engine: EditableModel
     suite: Suite
     generate: bool = False
     """also let the model write freely, which takes seconds per record"""
@@ -31,7 +31,7 @@ class Examination:
 
     def remember(self, records: Sequence[Record]) -> None:
         """What the model, as it is now, says to the neighbours of these records."""
-        model, tokenizer = self.editor.model, self.editor.tokenizer
+        model, tokenizer = self.engine.model, self.engine.tokenizer
         with mode(model, "standard"):
             for record in records:
                 if record.id not in self._references:
@@ -40,7 +40,7 @@ class Examination:
     def ask(self, record: Record, told: str = "") -> dict[str, float]:
         """The figures of one record that is remembered, with `told` in front of every prompt; and `asking`, the
         seconds that it took to read the suite's questions."""
-        model, tokenizer = self.editor.model, self.editor.tokenizer
+        model, tokenizer = self.engine.model, self.engine.tokenizer
         with mode(model, "standard"):
             began = time.perf_counter()
             found = self.suite.score(model, tokenizer, record, told, self._references[record.id])

@@ -15,7 +15,7 @@ from .fidelity import POSITIONS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..editing.editor import Editor
+    from ..engine import EditableModel
 
 ROWS = 4
 """Rows of held-out text, about five hundred tokens, on which it is measured."""
@@ -32,10 +32,10 @@ class OrdinaryText:
     """Held-out text as the model reads it at the moment when this is made. Hidden states are kept, not logits, which
     are a hundred times as large; so whatever changes the model later must leave its output embeddings alone."""
 
-    def __init__(self, editor: Editor, text: Tensor | None = None):
+    def __init__(self, engine: EditableModel, text: Tensor | None = None):
         """`text` (N, T) is what is read; without it, some of what the model wrote and that is held out."""
-        self._model = editor.model
-        text = editor.text[1][:ROWS] if text is None else text
+        self._model = engine.model
+        text = engine.text[1][:ROWS] if text is None else text
         self._text, self._next = text, text[:, 1:].flatten()
         self._before = self._states()
 

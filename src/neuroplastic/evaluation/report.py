@@ -110,7 +110,7 @@ def heat_section(examination: Examination, statement: str) -> list[Html]:
     """The heat map of a statement, or why there is none."""
     title = heading("Modulation of a statement")
     try:
-        heat = modulation_norms(examination.editor.model, examination.editor.tokenizer, statement)
+        heat = modulation_norms(examination.engine.model, examination.engine.tokenizer, statement)
     except NPTError as e:
         return [title, paragraph(f"not drawn: {e}")]
     caption = f"|dW|, the norm of what each layer's generator adds to its weights at each token of: {statement}"

@@ -19,11 +19,11 @@ from .sequential import Step, in_a_row, summarise_steps
 from .suites import Suite
 
 if TYPE_CHECKING:
-    from ..editing.editor import Editor
+    from ..engine import EditableModel
 
 
 def run_suite(
-    editor: Editor,
+    engine: EditableModel,
     suite: Suite,
     records: Sequence[Record],
     contenders: Mapping[str, Contender],
@@ -43,10 +43,10 @@ def run_suite(
         raise NPTError("there is no method to evaluate")
     if report is not None:
         need_matplotlib()
-    settings = {"suite": suite.name, "base": editor.sha256, "data": data, "methods": list(contenders), "seed": seed}
+    settings = {"suite": suite.name, "base": engine.sha256, "data": data, "methods": list(contenders), "seed": seed}
     settings |= {"generate": generate, "sequential": in_row}
-    settings |= {"records": [r.id for r in records], "edits": [e.name for e in editor.ledger.active]}
-    examination = Examination(editor, suite, generate, seed)
+    settings |= {"records": [r.id for r in records], "edits": [e.name for e in engine.ledger.active]}
+    examination = Examination(engine, suite, generate, seed)
     rows: list[Row] = []
     if in_row:
         kept_steps = None if report is None else Kept(report, settings, Step)

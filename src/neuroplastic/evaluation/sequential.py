@@ -67,11 +67,11 @@ def in_a_row(
     missing = [n for n in asked if n not in steps]
     if missing:
         examination.remember([r for n in missing for r in asked[n]])
-        ordinary = OrdinaryText(examination.editor)
+        ordinary = OrdinaryText(examination.engine)
         seconds: list[float] = []
     with ExitStack() as stack:
         for number, record in enumerate(records[: max(missing, default=0)], 1):
-            taught = stack.enter_context(teach(examination.editor, record))
+            taught = stack.enter_context(teach(examination.engine, record))
             if not taught.weights:
                 raise NPTError(f"{method!r} makes no edits to keep")
             seconds.append(taught.seconds)

@@ -80,7 +80,7 @@ def _tensor_names(ws: Workspace) -> dict[Place, str]:
     from gguf.tensor_mapping import get_tensor_name_map
 
     _, arch = _architecture(ws)
-    mapping = get_tensor_name_map(arch, len(ws.editor.parts))
+    mapping = get_tensor_name_map(arch, len(ws.engine.parts))
     found = {}
     for name, place in projection_names(ws).items():
         mapped = mapping.get_name(name)

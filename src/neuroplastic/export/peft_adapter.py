@@ -102,7 +102,7 @@ def _with_partners(ws: Workspace, factors: Mapping[Place, Factors], rank: int) -
     used = {site for _, site in factors} | {"gate", "up"}
     layers = {layer for layer, _ in factors}
     filled: dict[Place, Factors] = {}
-    for p in ws.editor.parts:
+    for p in ws.engine.parts:
         for site in SITES:
             if p.index not in layers or site not in used:
                 continue

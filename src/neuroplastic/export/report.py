@@ -113,7 +113,7 @@ def _padded(A: Tensor, B: Tensor, rank: int) -> Factors:
 
 def projection_names(ws: Workspace) -> dict[str, Place]:
     """The name in the pretrained model of every MLP projection, and where it is."""
-    places = {projection(p.mlp, site): (p.index, site) for p in ws.editor.parts for site in ("gate", "up", "down")}
+    places = {projection(p.mlp, site): (p.index, site) for p in ws.engine.parts for site in ("gate", "up", "down")}
     return {name: places[m] for name, m in ws.model.named_modules() if m in places}  # type: ignore[misc]
 
 
@@ -134,7 +134,7 @@ def statement_logits(
 
 def workspace_logits(ws: Workspace, edits: Sequence[Edit], statements: Sequence[str]) -> list[Tensor]:
     """What the workspace's model answers in standard mode with exactly these edits."""
-    with ws.editor.only(edits), mode(ws.model, "standard"):
+    with ws.engine.only(edits), mode(ws.model, "standard"):
         return statement_logits(ws.model, ws.tokenizer, statements)
 
 

@@ -114,7 +114,7 @@ def _response(ws: Workspace, edit: Edit, place: Place, inputs: Inputs) -> Tensor
     """|dW z| / |W z| at each token [T]: how much of a projection's output the edit changes there."""
     z = inputs[place[0], READS[place[1]]]
     A, B = (t.to(z) for t in edit.factors[place])
-    W: Tensor = projection(ws.editor.parts[place[0]].mlp, place[1]).weight.detach().to(z)
+    W: Tensor = projection(ws.engine.parts[place[0]].mlp, place[1]).weight.detach().to(z)
     return (z @ A.T @ B.T).norm(dim=-1) / (z @ W.T).norm(dim=-1)
 
 
@@ -127,7 +127,7 @@ def _effect(ws: Workspace, form: Cell) -> Tensor:
         return lambda site, projection, z, signals, y: projection(z)
 
     ids = torch.tensor([[start_token(ws.tokenizer), *encode(ws.tokenizer, form.text)]], device=ws.model.device)
-    mlp = ws.editor.parts[form.layer].mlp
+    mlp = ws.engine.parts[form.layer].mlp
     hook = mlp.register_forward_hook(lambda module, args, out: outputs.append(out[0, form.token + 1].float()))
     try:
         with ws.seen("dynamic"), weight_layers(ws.model, (form.layer,)) as plastic:
@@ -142,7 +142,7 @@ def _effect(ws: Workspace, form: Cell) -> Tensor:
 @torch.no_grad()
 def _effect_of_edit(ws: Workspace, factors: dict[Place, Factors], layer: int, x: Tensor) -> Tensor:
     """What an edit adds to the output of a layer's MLP where that reads `x` [d_model]."""
-    mlp: Any = ws.editor.parts[layer].mlp
+    mlp: Any = ws.engine.parts[layer].mlp
 
     def output(changes: dict[Place, Factors]) -> Tensor:
         def read(site: Site, z: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _effect_of_edit(ws: Workspace, factors: dict[Place, Factors], layer: int, x:
         z = x.to(projection(mlp, "gate").weight.dtype)
         return read("down", mlp.act_fn(read("gate", z)) * read("up", z)).float()
 
-    with ws.editor.only(()):
+    with ws.engine.only(()):
         return output(factors) - output({})
 
 
@@ -168,7 +168,7 @@ def _inputs(ws: Workspace, text: str) -> Inputs:
         found[at] = z[0, 1:].float()
 
     ids = torch.tensor([[start_token(ws.tokenizer), *encode(ws.tokenizer, text)]], device=ws.model.device)
-    with ws.seen("standard"), reading(ws.editor.parts, see):
+    with ws.seen("standard"), reading(ws.engine.parts, see):
         ws.model.base_model(input_ids=ids, use_cache=False)
     return found
 

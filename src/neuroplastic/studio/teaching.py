@@ -86,19 +86,20 @@ def teach(ws: Workspace, form: Teach, tell: Tell) -> dict[str, Any]:
     """Raises as `Workspace.inject_all`; whatever ends it early, Stopped too, nothing has changed."""
     facts, options = form.facts, form.options
     around = Around(ws, facts[0].answer, form.paraphrases, form.neighbours)
-    before = around.ask()
+    before, active = around.ask(), {e.id for e in ws.edits}
     made = ws.inject_all(facts, options, [form.name] * len(facts))
     try:
         after = around.ask()
         return {
-            "edits": [details(e, "active", plot=len(made) == 1) for e in made],
+            "edits": [{**details(e, "active", plot=len(made) == 1), "changed": e.id not in active} for e in made],
             "paraphrases": _beside(before["paraphrases"], after["paraphrases"]),
             "neighbours": _beside(before["neighbours"], after["neighbours"]),
         }
     except BaseException:
         for edit in made:
-            ws.undo(edit.name)
-            ws.drop(edit.name)
+            if edit.id not in active and edit.active:
+                ws.undo(edit)
+                ws.drop(edit.name)
         raise
 
 
@@ -115,7 +116,7 @@ class Around:
         if not (self.paraphrases or self.neighbours):
             return {"paraphrases": [], "neighbours": []}
         questions = [self._question(p) for p in (*self.paraphrases, *self.neighbours)]
-        recalled = self.ws.editor.recall([Asked(q + self.answer, q, self.answer) for q in questions])
+        recalled = self.ws.engine.recall([Asked(q + self.answer, q, self.answer) for q in questions])
         found: list[dict[str, Any]] = []
         with progress("asking paraphrases and neighbours") as step:
             for q, r in zip(questions, recalled, strict=True):

@@ -26,10 +26,10 @@ from torch.nn.functional import normalize
 
 from ..console import progress
 from ..editing.consolidate import ENOUGH, RATE, STEPS
-from ..editing.editor import Editor
 from ..editing.fact import asked
 from ..editing.injector import Injector, mean_answer, read_statements
 from ..editing.targets import Reader, find_targets, rows_of
+from ..engine import EditableModel
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..surgery import mode
@@ -61,14 +61,14 @@ def suitable(topics: Sequence[Topic]) -> list[Topic]:
     return [t for t in topics if t.subject is not None and len(_wordings(t)) > 1]
 
 
-def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Path) -> Examples:
+def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[Topic], folder: Path) -> Examples:
     """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on; under a name
     made of the model, the topics and what is read, so that another search finds nothing of this one."""
-    config, model, tokenizer = injector.config, editor.model, editor.tokenizer
-    searched = json.dumps([editor.sha256, config.layers, config.depths, config.reads, [astuple(t) for t in topics]])
+    config, model, tokenizer = injector.config, engine.model, engine.tokenizer
+    searched = json.dumps([engine.sha256, config.layers, config.depths, config.reads, [astuple(t) for t in topics]])
     folder = folder / hashlib.sha256(searched.encode()).hexdigest()[:16]
-    parts = [p for p in editor.parts if p.index in config.layers]
-    prefix = editor.text[0][:1, 1:6].tolist()
+    parts = [p for p in engine.parts if p.index in config.layers]
+    prefix = engine.text[0][:1, 1:6].tolist()
     found: list[Examples] = []
     with mode(model, "standard"), progress("searching for the values of some facts") as step:
         for first in range(0, len(topics), TOGETHER):

@@ -41,9 +41,9 @@ from torch.nn.functional import kl_div
 
 from ..calibration.sensitivity import fisher_information
 from ..console import progress
-from ..editing.editor import Editor
 from ..editing.injector import Injector, Proposal, Subject, read_statements
 from ..editing.together import solve_together
+from ..engine import EditableModel
 from ..structure import adding, projection
 from ..surgery import mode
 from ..text import batch, encode, start_token
@@ -80,13 +80,13 @@ class Row:
 
 
 class Injection:
-    """The task: an injector for the model behind `editor`."""
+    """The task: an injector for the model behind `engine`."""
 
     name = "injector"
 
     def __init__(
         self,
-        editor: Editor,
+        engine: EditableModel,
         injector: Injector,
         lessons: Lessons,
         held: Sequence[Topic],
@@ -95,17 +95,17 @@ class Injection:
         seed: int,
     ):
         """`held` are topics to measure on; `texts` ordinary text in tokens, without a start token."""
-        self.editor, self.injector = editor, injector
+        self.engine, self.injector = engine, injector
         self.module: nn.Module = injector
         self.lessons, self.held, self.texts, self.settings, self.seed = lessons, held, texts, settings, seed
-        self.model, self.tokenizer = editor.model, editor.tokenizer
+        self.model, self.tokenizer = engine.model, engine.tokenizer
         self.start = start_token(self.tokenizer)
         c = injector.config
-        downs = {i: projection(editor.parts[i].mlp, "down") for i in c.layers}
+        downs = {i: projection(engine.parts[i].mlp, "down") for i in c.layers}
         self.fisher = None
         if settings.beta_drift > 0:
             with mode(self.model, "standard"), progress("measuring how sensitive ordinary text is") as see:
-                F = fisher_information(self.model, downs, editor.text[0][:FISHER_ROWS, :FISHER_LENGTH], see, seed)
+                F = fisher_information(self.model, downs, engine.text[0][:FISHER_ROWS, :FISHER_LENGTH], see, seed)
             self.fisher = torch.stack([F[i] for i in c.layers])
         self.crowd = _Crowd(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)
         self._made: list[_Made] = []
@@ -210,7 +210,7 @@ class Injection:
         reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
         # a key at a token that is everywhere would be most of what disturbs ordinary text
         subjects = [None if at is None else Subject(at, at, True) for at in map(self._subject, lessons)]
-        return self.injector.propose(reading, self.editor.whitening, module, subjects)
+        return self.injector.propose(reading, self.engine.whitening, module, subjects)
 
     def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:
         """- log alpha at the last token of each subject that stands in what is told; 0 where none does."""
@@ -263,7 +263,7 @@ class Injection:
         """What all of these edits add, solved together; K [n, L, f] and V [n, L, d] are those of earlier ones."""
         with torch.no_grad():
             keys = found.K if K is None else torch.cat([K, found.K])
-            rows = found.A if K is None else torch.cat([self.injector.rows(K, self.editor.whitening), found.A])
+            rows = found.A if K is None else torch.cat([self.injector.rows(K, self.engine.whitening), found.A])
             ridge = self.injector.config.ridge
             G = [solve_together(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
             n = 0 if K is None else len(K)
@@ -294,7 +294,7 @@ class Injection:
     def _adding(self, added: Added | None) -> AbstractContextManager[None]:
         if added is None:
             return nullcontext()
-        downs = [projection(self.editor.parts[layer].mlp, "down") for layer in self.injector.config.layers]
+        downs = [projection(self.engine.parts[layer].mlp, "down") for layer in self.injector.config.layers]
         return adding({down: partial(added, i) for i, down in enumerate(downs)})
 
 

@@ -56,7 +56,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
     model = workspace.model
     _to_device(workspace)
     held_out = workspace.held_out[: max(1, settings.eval_tokens // workspace.held_out.shape[1])]
-    with workspace.editor.only(()):
+    with workspace.engine.only(()):
         try:
             if settings.init != "workspace":
                 workspace.reconfigure(config)

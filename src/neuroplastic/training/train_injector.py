@@ -28,7 +28,7 @@ from .loop import only_trainable, read_log, run
 from .settings import INJECTOR_LOOP, InjectionSettings, LoopSettings, Variety
 
 if TYPE_CHECKING:
-    from ..editing.editor import Editor
+    from ..engine import EditableModel
     from ..workspace import Workspace
 
 LONGEST_TEXT = 64
@@ -81,12 +81,12 @@ def train_injector(
             "more, fewer --held-out, or a smaller --batch-size"
         )
     texts = read_texts(Path(text)) if text is not None else []
-    editor = ws.editor
+    engine = ws.engine
     ws.model.to(process().device)
-    own = editor.text[0]
+    own = engine.text[0]
     torch.manual_seed(loop.seed)
     if start is None:
-        with editor.only(()), mode(ws.model, "standard"):
+        with engine.only(()), mode(ws.model, "standard"):
             config = InjectorConfig.fitting(ws.model, own[:16], reads, width=width, max_length=max_length)
         injector = Injector(config)
     tokens = [encode(ws.tokenizer, t)[:LONGEST_TEXT] for t in texts] + own[:, 1 : 1 + LONGEST_TEXT].tolist()
@@ -108,11 +108,11 @@ def train_injector(
     folder = ws.path / "training" / "injector"
     begun = check_folder(folder, {**described, **asdict(loop)}, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    with editor.only(()), only_trainable(ws.model, injector):
+    with engine.only(()), only_trainable(ws.model, injector):
         if start is None and examples and not begun:
-            _fit(editor, injector, suitable(topics)[:examples], folder / "examples")
+            _fit(engine, injector, suitable(topics)[:examples], folder / "examples")
         injector.to(ws.model.device).train()
-        task = Injection(editor, injector, lessons, held, tokens, injection, loop.seed)
+        task = Injection(engine, injector, lessons, held, tokens, injection, loop.seed)
         began = time.time()
         measured = run(task, folder, loop, described, resume)
     process().wait_for_everyone()
@@ -124,11 +124,11 @@ def train_injector(
         injector.eval().save(ws.path / INJECTOR_FILE, ws.base.sha256, card)
         note(f"npt: {loop.steps} steps, {time.time() - began:.0f} s; the injector is in {ws.path / INJECTOR_FILE}")
     process().wait_for_everyone()
-    ws.editor.forget_injector()
+    ws.engine.forget_injector()
     return card
 
 
-def _fit(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Path) -> None:
+def _fit(engine: EditableModel, injector: Injector, topics: Sequence[Topic], folder: Path) -> None:
     """The closed form that training starts from, where there are facts that it can be made from."""
     if len(topics) < FEWEST:
         note(
@@ -137,7 +137,7 @@ def _fit(editor: Editor, injector: Injector, topics: Sequence[Topic], folder: Pa
         )
         return
     with process().main_process_first():  # the others then find what it has searched for
-        found = find_examples(editor, injector, topics, folder)
+        found = find_examples(engine, injector, topics, folder)
     fitted = fit_values(injector, found)
     note(f"npt: fitted to {len(found.x)} facts: cosine {fitted['cosine']:.2f} on a tenth of them")
 

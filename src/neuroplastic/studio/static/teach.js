@@ -45,7 +45,8 @@ function told() {
     rank: text(form.rank) === null ? null : Number(form.rank.value),
     max_drift: drift === "" ? null : Number(drift) / 100,
     require: form.require.checked,
-    consistent: form.consistent.checked,
+    consistent: form.consistent.checked && !form.keep_both.checked,
+    keep_both: form.keep_both.checked,
   };
 }
 
@@ -126,6 +127,7 @@ function facts(edit) {
     ["about", edit.subject ?? "every token of the question"],
     ["layers changed", edit.layers.join(", ")],
     ["seconds", edit.seconds.toFixed(2)],
+    ["takes the place of", (edit.replaces ?? []).join(", ") || "no other edit"],
     ["contradicts", edit.contradicts.join(", ") || "no other edit"],
   ];
   return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
