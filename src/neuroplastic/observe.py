@@ -6,12 +6,13 @@ Everything that learns a generator learns from this: calibration from sums over 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from .capture import capturing, read_until
 from .structure import LayerParts, projection
 
 if TYPE_CHECKING:
@@ -60,51 +61,39 @@ def observing(parts: Sequence[LayerParts], see: Callable[[Seen], None]) -> Itera
 
     They must be in standard mode. Nothing of a layer is kept beyond that call.
     """
-    handles = [handle for p in parts for handle in _listen(p, see)]
-    try:
+    modules, look = _listening(parts, see)
+    with capturing(modules, look):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_layers(
     model: PreTrainedModel, parts: Sequence[LayerParts], see: Callable[[Seen], None], **inputs: Tensor
 ) -> None:
     """One forward pass as far as the last of the layers, which must be in standard mode; the rest is not computed."""
-    last = max(p.index for p in parts)
-
-    def look(seen: Seen) -> None:
-        see(seen)
-        if seen.parts.index == last:
-            raise _Enough
-
-    with observing(parts, look), suppress(_Enough):
-        model.base_model(use_cache=False, **inputs)
+    modules, look = _listening(parts, see)
+    read_until(model, modules, look, **inputs)
 
 
-class _Enough(Exception):
-    """Raised behind the last layer that is looked at."""
+Part = tuple[int, str]
 
 
-def _listen(p: LayerParts, see: Callable[[Seen], None]) -> Iterator[Any]:
-    found: dict[str, Tensor] = {}
+def _listening(
+    parts: Sequence[LayerParts], see: Callable[[Seen], None]
+) -> tuple[dict[Part, nn.Module], Callable[[Part, Tensor, Tensor], None]]:
+    """The modules of these layers to capture, and what to do with what each of them reads and gives."""
+    by_index = {p.index: p for p in parts}
+    found: dict[int, dict[str, Tensor]] = {p.index: {} for p in parts}
+    modules: dict[Part, nn.Module] = {}
+    for p in parts:
+        gate, up = projection(p.mlp, "gate"), projection(p.mlp, "up")
+        of_layer = {"h": p.entry, "a": p.attention_end, "g": gate, "u": up, "y": p.mlp}
+        modules |= {(p.index, name): module for name, module in of_layer.items()}
 
-    def first(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found["h"] = args[0] if args else kwargs["hidden_states"]
+    def look(part: Part, given: Tensor, output: Tensor) -> None:
+        layer, name = part
+        found[layer][name] = given if name == "h" else output
+        if name == "y":
+            see(Seen(by_index[layer], x_c=given, **found[layer]))
+            found[layer].clear()
 
-    def output(name: str) -> Any:
-        def hook(module: Any, args: Any, out: Any) -> None:
-            found[name] = out[0] if isinstance(out, tuple) else out
-
-        return hook
-
-    def whole(module: Any, args: Any, y: Tensor) -> None:
-        see(Seen(p, x_c=args[0], y=y, **found))
-        found.clear()
-
-    yield p.entry.register_forward_pre_hook(first, with_kwargs=True)
-    yield p.attention_end.register_forward_hook(output("a"))
-    yield projection(p.mlp, "gate").register_forward_hook(output("g"))
-    yield projection(p.mlp, "up").register_forward_hook(output("u"))
-    yield p.mlp.register_forward_hook(whole)
+    return modules, look

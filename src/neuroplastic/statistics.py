@@ -6,8 +6,7 @@ Edits are solved under C (specification, section 6): directions that ordinary te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -120,9 +119,7 @@ def covariance(
         else:
             sums[at] = rows.T @ rows
 
-    modules: dict[At, nn.Module] = {}
-    for p in parts:
-        modules[p.index, "x"], modules[p.index, "m"] = projection(p.mlp, "gate"), projection(p.mlp, "down")
+    modules = inputs_of(parts)
     if among is not None:
         modules = {at: modules[at] for at in among}
     for done in range(0, len(text), batch_size):
@@ -133,23 +130,12 @@ def covariance(
     return {at: C / count for at, C in sums.items()}
 
 
-@contextmanager
-def reading(parts: Sequence[LayerParts], see: Any) -> Iterator[None]:
-    """While it lasts, `see((layer, input), z)` is called with what each MLP and each down projection reads."""
-
-    def hook(at: tuple[int, Input]) -> Any:
-        return lambda module, args: see(at, args[0])
-
-    def listen(module: nn.Module, at: tuple[int, Input]) -> Any:
-        return module.register_forward_pre_hook(hook(at))
-
-    handles = [listen(p.mlp, (p.index, "x")) for p in parts]
-    handles += [listen(projection(p.mlp, "down"), (p.index, "m")) for p in parts]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def inputs_of(parts: Sequence[LayerParts]) -> dict[At, nn.Module]:
+    """The modules that read each layer's MLP input x and its hidden m."""
+    found: dict[At, nn.Module] = {}
+    for p in parts:
+        found[p.index, "x"], found[p.index, "m"] = projection(p.mlp, "gate"), projection(p.mlp, "down")
+    return found
 
 
 def _inverse(C: Tensor) -> Tensor:

@@ -7,14 +7,14 @@ residuals are scaled) is read off one forward pass over a few tokens, in which e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .capture import capturing
 from .errors import NPTError
 
 PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -74,21 +74,6 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
     return None
 
 
-@contextmanager
-def adding(terms: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """While it lasts, each of these projections gives its term, a function of what it reads, in addition."""
-
-    def hook(term: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Tensor], Tensor]:
-        return lambda module, args, output: output + term(args[0]).to(output.dtype)
-
-    handles = [module.register_forward_hook(hook(term)) for module, term in terms.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:
     """The parts of the chosen layers. Runs one forward over four tokens; changes nothing.
 
@@ -104,8 +89,7 @@ def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]
                     f"{where} has a forward of its own on the instance (a device-map hook or a patch); "
                     "convert the model before dispatching or patching it"
                 )
-    with _recording([layer for _, layer, _, _ in found]) as seen:
-        _probe(model)
+    seen = _recorded(model, [layer for _, layer, _, _ in found])
     with torch.no_grad():
         return [_wire(i, layer, attention, mlp, seen) for i, layer, attention, mlp in found]
 
@@ -142,24 +126,16 @@ class _Call:
     output: Tensor
 
 
-@contextmanager
-def _recording(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, _Call]]:
-    """Records the hidden states that go into and come out of each layer and its direct children."""
+def _recorded(model: nn.Module, layers: Sequence[nn.Module]) -> dict[nn.Module, _Call]:
+    """The hidden states that go into and come out of each layer and its direct children, over four tokens."""
     seen: dict[nn.Module, _Call] = {}
 
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = args[0] if args else kwargs.get("hidden_states")
-        output = output[0] if isinstance(output, tuple) else output
-        if isinstance(states, Tensor) and isinstance(output, Tensor):
-            seen[module] = _Call(states, output)
+    def record(module: nn.Module, states: Tensor, output: Tensor) -> None:
+        seen[module] = _Call(states, output)
 
-    modules = [m for layer in layers for m in (layer, *layer.children())]
-    handles = [m.register_forward_hook(record, with_kwargs=True) for m in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    with capturing({m: m for layer in layers for m in (layer, *layer.children())}, record):
+        _probe(model)
+    return seen
 
 
 def _probe(model: nn.Module) -> None:

@@ -257,14 +257,16 @@ def test_facts_about_one_subject_share_a_key_and_each_other_values() -> None:
     ]
     rows, owner = rows_of(bench.tokenizer, facts, [])
     assert owner == [0, 1, 2]
-    assert [r.shared for r in rows] == [((rows[0].keys[0][0], 2),), (), ((rows[2].keys[0][0], 0),)]
+    shared = [((rows[0].keys[0][0], 2),), ((rows[2].keys[0][0], 0),)]
+    assert [r.shared for r in rows] == [(), (), (), *shared]
     reader = Reader(bench.model, bench.parts, DOWN, rows)
     g = torch.Generator().manual_seed(0)
     deltas = {p: torch.randn(3, 32, dtype=torch.float64, generator=g).requires_grad_() for p in reader.linears}
     together = reader.logprobs(deltas)
     alone = Reader(bench.model, bench.parts, DOWN, rows_of(bench.tokenizer, facts[:1], [])[0])
-    assert_close(together[0], alone.logprobs({p: d[[0]] + d[[2]] for p, d in deltas.items()})[0])
-    (gradient,) = torch.autograd.grad(together[0], [deltas[0, "down"]])
+    assert_close(together[0], alone.logprobs({p: d[[0]] for p, d in deltas.items()})[0])
+    assert_close(together[3], alone.logprobs({p: d[[0]] + d[[2]] for p, d in deltas.items()})[0])
+    (gradient,) = torch.autograd.grad(together[3], [deltas[0, "down"]])
     assert gradient[0].any()
     assert not gradient[1:].any()
 

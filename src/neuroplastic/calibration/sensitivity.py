@@ -12,11 +12,12 @@ an error that has no preferred direction, 1/2 |delta|^2 tr(F) / d, where tr(F) =
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..capture import capturing
 from ..console import Progress
 from ..structure import decoder_layers
 
@@ -61,28 +62,17 @@ def _gradients(
     for done in range(0, len(text), BATCH):
         ids = text[done : done + BATCH]
         states: dict[int, Tensor] = {}
-        handles = [module.register_forward_hook(_leaf(states, i)) for i, module in modules.items()]
-        try:
-            with torch.enable_grad():
-                logits = model(input_ids=ids, use_cache=False).logits.float()
-                drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=drawing)
-                said = logits.log_softmax(-1).flatten(0, 1).gather(-1, drawn).sum()
-                gradients = torch.autograd.grad(said, [states[i] for i in modules])
-        finally:
-            for handle in handles:
-                handle.remove()
+
+        def leaf(i: int, given: Tensor, h: Tensor, states: dict[int, Tensor] = states) -> Tensor:
+            """Adds zeros to a module's output that a gradient can be taken of."""
+            states[i] = torch.zeros_like(h, requires_grad=True)
+            return h + states[i]
+
+        with capturing(modules, leaf), torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits.float()
+            drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=drawing)
+            said = logits.log_softmax(-1).flatten(0, 1).gather(-1, drawn).sum()
+            gradients = torch.autograd.grad(said, [states[i] for i in modules])
         yield {i: g[:, 1:].flatten(0, 1) for i, g in zip(modules, gradients, strict=True)}
         if step is not None:
             step(min(done + BATCH, len(text)), len(text))
-
-
-def _leaf(states: dict[int, Tensor], i: int) -> Any:
-    """Adds zeros to a module's output that a gradient can be taken of."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
-        states[i] = torch.zeros_like(h, requires_grad=True)
-        moved = h + states[i]
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-    return hook

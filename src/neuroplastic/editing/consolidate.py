@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..capture import read_until
 from ..config import Site
 from ..console import Progress
 from ..errors import NPTError
@@ -186,18 +187,12 @@ def read_keys(bench: Bench, sentences: Sequence[str]) -> dict[Place, Tensor]:
     chosen = mask.bool()
     chosen[:, 0] = False  # the start token is an attention sink
     found: dict[Place, Tensor] = {}
-    handles = [
-        projection(p.mlp, site).register_forward_hook(
-            lambda module, args, output, place=(p.index, site): found.__setitem__(place, args[0][chosen])
-        )
-        for p in bench.parts
-        for site in bench.sites
-    ]
-    try:
-        bench.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def keep(place: Place, z: Tensor, output: Tensor) -> None:
+        found[place] = z[chosen]
+
+    linears = {(p.index, site): projection(p.mlp, site) for p in bench.parts for site in bench.sites}
+    read_until(bench.model, linears, keep, input_ids=ids, attention_mask=mask)
     return found
 
 

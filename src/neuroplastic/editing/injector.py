@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..capture import capturing, read_until
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..kv_cache import cache_of
@@ -110,17 +111,11 @@ class InjectorConfig:
         if reads == "attention":
             depths = [i for i in depths if attention_of(layers[i]) is not None]
         norms: dict[int, float] = {}
-        handles = [
-            projection(mlp_of(layers[i]), "down").register_forward_hook(
-                lambda module, args, output, i=i: norms.__setitem__(i, output[:, 1:].float().norm(dim=-1).mean().item())
-            )
-            for i in edited
-        ]
-        try:
-            model.base_model(input_ids=text, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+
+        def measure(i: int, z: Tensor, output: Tensor) -> None:
+            norms[i] = output[:, 1:].float().norm(dim=-1).mean().item()
+
+        read_until(model, {i: projection(mlp_of(layers[i]), "down") for i in edited}, measure, input_ids=text)
         fitted: dict[str, Any] = {"layers": tuple(edited), "depths": tuple(depths), "reads": reads}
         fitted["norms"] = tuple(float(f"{norms[i]:.4g}") for i in edited)  # the same on another machine
         fitted |= {"d_model": down.out_features, "d_ffn": down.in_features}
@@ -358,12 +353,6 @@ def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple
     hidden: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
 
-    def behind(i: int) -> Any:
-        return lambda module, args, output: hidden.__setitem__(i, output[0] if isinstance(output, tuple) else output)
-
-    def into(i: int) -> Any:
-        return lambda module, args: read.__setitem__(i, args[0])
-
     def source(i: int) -> nn.Module:
         if config.reads == "residual":
             return model.get_input_embeddings() if i < 0 else layers[i]
@@ -371,11 +360,14 @@ def _recording(model: PreTrainedModel, config: InjectorConfig) -> Iterator[tuple
             raise NPTError(f"the injector reads the attention of layer {i}, which has none")
         return attention
 
-    sources = {i: source(i) for i in config.depths}
-    handles = [module.register_forward_hook(behind(i)) for i, module in sources.items()]
-    handles += [projection(mlp_of(layers[i]), "down").register_forward_pre_hook(into(i)) for i in config.layers]
-    try:
+    def keep(at: tuple[str, int], given: Tensor, output: Tensor) -> None:
+        what, i = at
+        if what == "feature":
+            hidden[i] = output
+        else:
+            read[i] = given
+
+    modules: dict[tuple[str, int], nn.Module] = {("feature", i): source(i) for i in config.depths}
+    modules |= {("down", i): projection(mlp_of(layers[i]), "down") for i in config.layers}
+    with capturing(modules, keep):
         yield hidden, read
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from ..capture import adding
 from ..config import Site
 from ..console import Progress
 from ..errors import NPTError
-from ..structure import adding, projection
+from ..structure import projection
 from ..text import encode, start_token
 from . import crowd
 from .consolidate import Bench, Solution

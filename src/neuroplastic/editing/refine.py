@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from ..structure import LayerParts, adding, projection
+from ..capture import adding
+from ..structure import LayerParts, projection
 from ..text import batch, encode, random_words, start_token
 from .consolidate import Bench, Solution, check_length
 from .edit import Factors

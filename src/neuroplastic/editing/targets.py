@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..capture import capturing
 from ..config import Site
 from ..errors import NPTError
 from ..kv_cache import cache_argument, cache_of
@@ -33,7 +34,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One sequence that should go on with an answer."""
 
@@ -63,8 +64,9 @@ def rows_of(
 ) -> tuple[list[Row], list[int]]:
     """Rows of all facts, and the fact that each slot belongs to.
 
-    With a subject, a fact has one slot, at the subject's last token in every wording; facts about one subject read each
-    other's deltas there, as they will once all of them are in the weights. Without a subject, each token of each
+    With a subject, a fact has one slot, at the subject's last token in every wording; those of facts about one
+    subject are there twice, without the deltas of the others and with them, so that each fact holds alone, and with all
+    of them in the weights. Without a subject, each token of each
     question has its own slot. Raises NPTError for a fact that has no question.
     """
     rows: list[Row] = []
@@ -92,8 +94,10 @@ def rows_of(
                 ids = [start_token(tokenizer), *prefix, *question, *answer[:-1]]
                 rows.append(Row(ids, answer, [(ahead + position, slot) for position, slot in keys]))
     peers = {slot: [s for s in slots if s != slot] for slots in of_subject.values() for slot in slots}
-    for row, (position, slot) in ((row, row.keys[0]) for row in rows):
-        row.shared = tuple((position, other) for other in peers.get(slot, ()))
+    for row in list(rows):
+        position, slot = row.keys[0]
+        if others := peers.get(slot):
+            rows.append(replace(row, shared=tuple((position, other) for other in others)))
     return rows, owner
 
 
@@ -256,25 +260,18 @@ class Reader:
         at = (self.key_row, self.key_column)
         others = torch.tensor(self.shared, device=self.slot.device).T if self.shared else None
 
-        def hook(place: Place) -> Callable[[Any, Any, Tensor], Tensor]:
-            def add(module: Any, args: Any, output: Tensor) -> Tensor:
-                if see is not None:
-                    see(place, args[0][at].detach(), output[at].detach())
-                output = output.index_put(at, deltas[place][self.slot].to(output.dtype), accumulate=True)
-                if others is not None:
-                    row, column, slot = others
-                    added = deltas[place].detach()[slot].to(output.dtype)
-                    output = output.index_put((row, column), added, accumulate=True)
-                return output
+        def add(place: Place, z: Tensor, output: Tensor) -> Tensor:
+            if see is not None:
+                see(place, z[at].detach(), output[at].detach())
+            output = output.index_put(at, deltas[place][self.slot].to(output.dtype), accumulate=True)
+            if others is not None:
+                row, column, slot = others
+                added = deltas[place].detach()[slot].to(output.dtype)
+                output = output.index_put((row, column), added, accumulate=True)
+            return output
 
-            return add
-
-        handles = [linear.register_forward_hook(hook(place)) for place, linear in self.linears.items()]
-        try:
+        with capturing(self.linears, add):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @dataclass(frozen=True)

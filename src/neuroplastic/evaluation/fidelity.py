@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from ..capture import capturing
 from ..console import Progress
 from ..structure import decoder_layers
 from ..surgery import mode, plastic_layers
@@ -174,24 +174,12 @@ def perplexity(model: PreTrainedModel, text: Tensor, batch_size: int = 4) -> flo
 
 
 def _forward(model: PreTrainedModel, ids: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    with _states(model, indices) as states:
+    """The logits, and the residual stream after each of the layers."""
+    layers, states = decoder_layers(model), dict[int, Tensor]()
+
+    def keep(i: int, given: Tensor, output: Tensor) -> None:
+        states[i] = output
+
+    with capturing({i: layers[i] for i in indices}, keep):
         logits = model(input_ids=ids, use_cache=False).logits.float()
     return logits, states
-
-
-@contextmanager
-def _states(model: nn.Module, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """The residual stream behind each of the layers, of the forward pass made inside."""
-    layers, found = decoder_layers(model), {}
-    handles = []
-    for i in indices:
-
-        def hook(module: nn.Module, args: Any, output: Any, i: int = i) -> None:
-            found[i] = output[0] if isinstance(output, tuple) else output
-
-        handles.append(layers[i].register_forward_hook(hook))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..capture import capturing
 from ..generators import LowRank
 from ..generators.low_rank import LowRankWeights
 from ..modulation import effective_number
@@ -44,16 +44,14 @@ class Watch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        handles = []
-        for i, parts in self._parts.items():
-            for module, into in zip(parts, self._seen[i], strict=True):
-                if module is not None:
-                    handles.append(module.register_forward_hook(partial(_keep, into)))
-        try:
+        modules = {(i, which): m for i, parts in self._parts.items() for which, m in enumerate(parts) if m is not None}
+
+        def keep(at: tuple[int, int], given: Tensor, output: Tensor) -> None:
+            layer, which = at
+            self._seen[layer][which].append(output.detach())
+
+        with capturing(modules, keep):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def found(self) -> dict[str, Usage]:
         """By layer; only of layers whose generators choose."""
@@ -64,10 +62,6 @@ class Watch:
             share = 1.0 if modulated is None else float(modulated.float().mean())
             usage[str(i)] = Usage(components, _quartiles(g), share)
         return usage
-
-
-def _keep(into: list[Tensor], module: nn.Module, args: object, out: Tensor) -> None:
-    into.append(out.detach())
 
 
 def _quartiles(tensors: list[Tensor]) -> tuple[float, ...]:

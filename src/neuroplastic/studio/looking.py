@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from ..capture import capturing
 from ..config import Site
 from ..editing.edit import Edit, Factors
 from ..editing.extract import Modulation, extract_modulation
 from ..editing.token import Place, probing, weight_layers
 from ..errors import NPTError
 from ..evaluation.heat import modulation_norms
-from ..statistics import READS, Input, reading
+from ..statistics import READS, Input, inputs_of
 from ..structure import projection
 from ..surgery import Plasticity, Probe
 from ..text import context_length, encode, start_token
@@ -128,14 +129,14 @@ def _effect(ws: Workspace, form: Cell) -> Tensor:
 
     ids = torch.tensor([[start_token(ws.tokenizer), *encode(ws.tokenizer, form.text)]], device=ws.model.device)
     mlp = ws.engine.parts[form.layer].mlp
-    hook = mlp.register_forward_hook(lambda module, args, out: outputs.append(out[0, form.token + 1].float()))
-    try:
-        with ws.seen("dynamic"), weight_layers(ws.model, (form.layer,)) as plastic:
+
+    def see(at: str, z: Tensor, output: Tensor) -> None:
+        outputs.append(output[0, form.token + 1].float())
+
+    with capturing({"mlp": mlp}, see), ws.seen("dynamic"), weight_layers(ws.model, (form.layer,)) as plastic:
+        ws.model.base_model(input_ids=ids, use_cache=False)
+        with probing(plastic, bare):
             ws.model.base_model(input_ids=ids, use_cache=False)
-            with probing(plastic, bare):
-                ws.model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        hook.remove()
     return outputs[0] - outputs[1]
 
 
@@ -164,11 +165,11 @@ def _inputs(ws: Workspace, text: str) -> Inputs:
     """What each MLP, and each down projection, reads at the text's tokens [T, d], in standard mode."""
     found: Inputs = {}
 
-    def see(at: tuple[int, Input], z: Tensor) -> None:
+    def see(at: tuple[int, Input], z: Tensor, output: Tensor) -> None:
         found[at] = z[0, 1:].float()
 
     ids = torch.tensor([[start_token(ws.tokenizer), *encode(ws.tokenizer, text)]], device=ws.model.device)
-    with ws.seen("standard"), reading(ws.engine.parts, see):
+    with ws.seen("standard"), capturing(inputs_of(ws.engine.parts), see):
         ws.model.base_model(input_ids=ids, use_cache=False)
     return found
 

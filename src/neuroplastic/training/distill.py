@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..capture import capturing, feeding
 from ..config import Site
 from ..generators import Signals
 from ..generators.low_rank import LowRank, LowRankWeights
@@ -124,25 +125,17 @@ class Distillation(nn.Module):
         inputs = {"input_ids": rows.ids, "position_ids": rows.positions, "use_cache": False}
         with mode(self.model, "standard"), observing(parts, see), torch.no_grad():
             teacher = self.model(**inputs).logits
-        handles = []
-        for i, p in self.plastic.items():
 
-            def feed(module: Any, args: Any, kwargs: Any, i: int = i) -> Any:
-                own = args[0] if args else kwargs["hidden_states"]
-                fed = torch.lerp(taught[i][0], own, blend) if blend < 1 else own
-                return ((fed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fed})
+        def feed(i: int, own: Tensor) -> Tensor:
+            return torch.lerp(taught[i][0], own, blend) if blend < 1 else own
 
-            def compare(module: Any, args: Any, made: Tensor, i: int = i) -> None:
-                direct[i] = losses.direct(made, taught[i][1], self.power[i], weight)
+        def compare(i: int, given: Tensor, made: Tensor) -> None:
+            direct[i] = losses.direct(made, taught[i][1], self.power[i], weight)
 
-            handles.append(p.parts.layer.register_forward_pre_hook(feed, with_kwargs=True))
-            handles.append(p.parts.mlp.register_forward_hook(compare))
-        try:
-            with mode(self.model, "dynamic"), look.at_all():
-                student = self.model(**inputs).logits
-        finally:
-            for handle in handles:
-                handle.remove()
+        layers = {i: p.parts.layer for i, p in self.plastic.items()}
+        mlps = {i: p.parts.mlp for i, p in self.plastic.items()}
+        with feeding(layers, feed), capturing(mlps, compare), mode(self.model, "dynamic"), look.at_all():
+            student = self.model(**inputs).logits
         return direct, losses.divergence(teacher, student, weight)
 
 

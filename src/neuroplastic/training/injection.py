@@ -40,11 +40,12 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from ..calibration.sensitivity import fisher_information
+from ..capture import adding
 from ..console import progress
 from ..editing.injector import Injector, Proposal, Subject, read_statements
 from ..editing.together import solve_together
 from ..engine import EditableModel
-from ..structure import adding, projection
+from ..structure import projection
 from ..surgery import mode
 from ..text import batch, encode, start_token
 from .lessons import Lesson, Lessons, Topic
