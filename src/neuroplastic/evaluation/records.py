@@ -113,7 +113,7 @@ def _entries(source: str | Path) -> list[Any]:
 def _dataset(source: str) -> list[Any]:
     """The entries of a dataset that the `datasets` library reads, as plain dictionaries."""
     name, _, split = source.partition(":")
-    need_extra("eval", "datasets", reason=f"there is no file {source!r}; to read it as a Hugging Face dataset")
+    need_extra("eval", "datasets", reason=f"there is no file {source!r}; to read it as a dataset")
     import datasets
 
     try:
