@@ -39,12 +39,10 @@ def needed(requirements: list[str]) -> Iterator[metadata.Distribution]:
 
 
 def linked(distribution: metadata.Distribution, site: Path) -> None:
-    """Puts a link to every file of a distribution into another site-packages."""
-    for file in distribution.files or []:
-        if ".." in file.parts:  # a script
-            continue
-        (site / file.parent).mkdir(parents=True, exist_ok=True)
-        (site / file).symlink_to(distribution.locate_file(file))
+    """Puts links to the packages and modules of a distribution, and to its metadata, into another site-packages."""
+    tops = {file.parts[0] for file in distribution.files or []}
+    for top in tops - {"..", "__pycache__"}:  # the first is of scripts
+        (site / top).symlink_to(distribution.locate_file(top))
 
 
 def run(*command: object, cwd: Path, status: int = 0) -> str:
@@ -120,15 +118,14 @@ def test_a_missing_part_names_the_extra_that_brings_it(npt: Path, tiny_base: Pat
         "fidelity w --report r": "a report has plots and needs matplotlib: pip install 'neuroplastic[report]'",
         "eval lm w --tasks arc_easy": "lm-evaluation-harness needs lm_eval: pip install 'neuroplastic[lm]'",
         "eval edits w --data who/what": no_file,
-        "train w --data who/what": no_file,
+        "train w --max-length 16 --data who/what": no_file,
         "train w --track tensorboard": "the tracker tensorboard is not installed: pip install 'neuroplastic[track]'",
     }
-    convert = ["convert", tiny_base, "w", "--generator", "low_rank", "--json"]
+    convert = ["convert", tiny_base, "w", "--generator", "low_rank", "--np-rank", 4]
     commands = [command.split() for command in expected]
     printed = run_in_one(npt, convert, *commands, cwd=tmp_path, statuses=[0] + [2] * len(commands))
-    assert [line for line in printed.splitlines() if line.startswith("npt: ")] == [
-        f"npt: {m}" for m in expected.values()
-    ]
+    messages = [line for line in printed.splitlines() if line.startswith("npt: ")]
+    assert messages == [f"npt: {message}" for message in expected.values()]
 
 
 def test_the_wheel_carries_every_file_of_the_package(npt: Path) -> None:
