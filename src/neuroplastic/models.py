@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,8 +202,9 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
     note(f"converting {name} to safetensors (once, about half a minute)")
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        with without_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     except Exception as e:  # a damaged file fails in the reader wherever it happens to
         reason = f"{type(e).__name__}: {e}".splitlines()[0]
         raise NPTError(f"transformers cannot read {gguf.name}; is it a whole GGUF file? ({reason})") from e
@@ -214,20 +216,25 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
     plain.load_state_dict(read.state_dict())
     plain.generation_config = read.generation_config
     out = scratch / "model"
-    plain.save_pretrained(out)
+    with without_progress_bars():
+        plain.save_pretrained(out)
     tokenizer.save_pretrained(out)
     out.replace(folder)
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Loading a converted model takes a second; transformers' bars would end up among a command's own output."""
+    """Reading or writing a model takes seconds; transformers' bars would end up among a command's own output."""
+    from tqdm.auto import tqdm
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, init = logging.is_progress_bar_enabled(), tqdm.__init__
     logging.disable_progress_bar()
+    # The bar of transformers' GGUF reader does not ask that setting.
+    tqdm.__init__ = partialmethod(init, disable=True)
     try:
         yield
     finally:
+        tqdm.__init__ = init
         if shown:
             logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
@@ -110,7 +111,9 @@ def test_a_tracker_that_is_not_installed_is_refused(fresh: Fresh, monkeypatch: p
     ws = fresh()
     monkeypatch.setattr("neuroplastic.training.launch.get_available_trackers", lambda: [])
     monkeypatch.setattr(training, "read_data", None)
-    for name in ("tensorboard", "wandb", "trackio"):
-        with pytest.raises(npt.NPTError, match=f"the tracker {name} is not installed: pip install {name}"):
+    packages = {"tensorboard": "'neuroplastic[track]'", "wandb": "wandb", "trackio": "trackio"}
+    for name, package in packages.items():
+        message = re.escape(f"the tracker {name} is not installed: pip install {package}")
+        with pytest.raises(npt.NPTError, match=f"^{message}$"):
             npt.train(ws, npt.TrainSettings(**{**SHORT, "track": name}))
     assert not (ws.path / "training").exists()

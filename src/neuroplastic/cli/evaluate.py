@@ -10,6 +10,7 @@ from ..config import Mode
 from ..console import note
 from ..errors import NPTError
 from ..evaluation.suites import SuiteName
+from ..extras import need_extra
 from . import printing
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
@@ -93,14 +94,13 @@ def lm(
         batch_size: Questions read at once.
         seed: Of everything that a task draws.
     """
-    from ..evaluation.lm import evaluate_tasks, need_harness
-
     named = [t.strip() for t in tasks.split(",") if t.strip()]
     for name, value in (("tasks", len(named)), ("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
         if value < 1:
             raise NPTError(f"{name} must be at least 1, not {value}")
-    need_harness()
+    need_extra("lm", "lm_eval", reason="lm-evaluation-harness")
     ws = open_workspace(workspace)
+    from ..evaluation.lm import evaluate_tasks
     from ..surgery import mode as in_mode
 
     with in_mode(ws.model, mode):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from ..errors import NPTError
+from ..extras import need_extra
 from .common import WorkspaceArg, app, open_workspace
 
 
@@ -21,8 +19,7 @@ def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1"
         host: Address to listen on. Any other than this machine's own needs a token, which is printed.
         token: Token that opens the studio (default: none on this machine, a new one elsewhere).
     """
-    if missing := [name for name in ("starlette", "uvicorn", "matplotlib") if find_spec(name) is None]:
-        raise NPTError(f"the studio needs {' and '.join(missing)}: pip install 'neuroplastic[studio]'")
+    need_extra("studio", "starlette", "uvicorn", "matplotlib", reason="the studio")
     from ..folder import read_settings
     from ..studio.server import address, door_for, listen, serve
 

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def need_harness() -> None:
-    """Raises NPTError where it is not installed; called before a model is loaded."""
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
-        raise NPTError("the tasks are those of lm-evaluation-harness: pip install 'neuroplastic[lm]'") from None
-
-
 def evaluate_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

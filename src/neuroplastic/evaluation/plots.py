@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NPTError
+from ..extras import need_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +21,8 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def need_matplotlib() -> None:
-    """Raises NPTError where it is not installed; called before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise NPTError("a report has plots, which matplotlib draws: pip install 'neuroplastic[report]'") from None
+    """Raises NPTError if it is not installed; called before anything is measured."""
+    need_extra("report", "matplotlib", reason="a report has plots and")
 
 
 def quality_against_seconds(

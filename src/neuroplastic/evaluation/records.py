@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NPTError
+from ..extras import need_extra
 from ..files import read_text
 
 
@@ -112,12 +113,9 @@ def _entries(source: str | Path) -> list[Any]:
 def _dataset(source: str) -> list[Any]:
     """The entries of a dataset that the `datasets` library reads, as plain dictionaries."""
     name, _, split = source.partition(":")
-    try:
-        import datasets
-    except ImportError:
-        raise NPTError(
-            f"there is no file {source!r}; to read it as a Hugging Face dataset, pip install 'neuroplastic[eval]'"
-        ) from None
+    need_extra("eval", "datasets", reason=f"there is no file {source!r}; to read it as a dataset")
+    import datasets
+
     try:
         found = datasets.load_dataset(name)
     except Exception as e:  # the library raises whatever its back ends raise

@@ -34,7 +34,8 @@ def launched(settings: Settings) -> Settings:
                 "frozen model, which read them whole; launch without it, and each device gets a copy (DDP)"
             )
     if settings.track != "none" and settings.track not in map(str, get_available_trackers()):
-        raise NPTError(f"the tracker {settings.track} is not installed: pip install {settings.track}")
+        package = "'neuroplastic[track]'" if settings.track == "tensorboard" else settings.track
+        raise NPTError(f"the tracker {settings.track} is not installed: pip install {package}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > process().num_processes:
         raise NPTError(

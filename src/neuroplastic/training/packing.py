@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NPTError
+from ..extras import need_extra
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +169,9 @@ def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: in
 def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
     """The texts of a data set behind a number of its entries, streamed. `name` is a Hugging Face id, or a folder of
     files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError where it cannot be read, now or later."""
-    try:
-        import datasets
-    except ImportError:
-        raise NPTError(f"{name!r} is no file, and reading a data set needs: pip install 'neuroplastic[eval]'") from None
+    need_extra("eval", "datasets", reason=f"there is no file {name!r}; to read it as a dataset")
+    import datasets
+
     try:
         found = datasets.load_dataset(name, split="train", streaming=True)
     except Exception as e:  # the library has no common error
