@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .capture import capturing
 from .errors import NPTError
+from .text import require_finite
 
 PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
@@ -149,10 +150,11 @@ def _probe(model: nn.Module) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+            logits = model(input_ids=ids, use_cache=False).logits
     finally:
         for module, flag in training.items():
             module.training = flag
+    require_finite(logits)
 
 
 def _wire(i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: dict[nn.Module, _Call]) -> LayerParts:

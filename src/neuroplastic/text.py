@@ -56,6 +56,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def require_finite(logits: Tensor) -> None:
+    """Raises NPTError where a model's logits (..., vocabulary) are no numbers, as in a dtype too narrow for it."""
+    if not bool(logits.amax(-1).isfinite().all()):  # single tokens may be ruled out by -inf
+        raise NPTError(
+            f"the model's logits are not finite numbers in {str(logits.dtype).removeprefix('torch.')}: its values "
+            "overflow there, or its weights are damaged; make the workspace with --dtype float32 or bfloat16"
+        )
+
+
 def batch(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Right-padded ids (N, T) and their attention mask (N, T), both int64."""
     length = max(map(len, sequences))
@@ -196,6 +205,7 @@ def write_text(
     ids, new, cache = openings, openings, DynamicCache(config=model.config)
     while ids.shape[1] < length:
         logits = model(input_ids=new, use_cache=True, **cache_argument(model, cache)).logits[:, -1]
+        require_finite(logits)
         cumulative = logits.float().softmax(-1).cumsum(-1)
         u = torch.rand((len(ids), 1), generator=rng, device=model.device) * cumulative[:, -1:]
         new = torch.searchsorted(cumulative, u).clamp_max(cumulative.shape[-1] - 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import NPTError
-from .text import context_length
+from .text import context_length, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,9 +95,10 @@ def write(
     with torch.random.fork_rng(enabled=how.seed is not None):
         if how.seed is not None:
             torch.manual_seed(how.seed)
-        out = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
+        out = generate(
+            model,
+            prompt,
+            torch.ones_like(prompt),
             max_new_tokens=how.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id or 0,
             stopping_criteria=[teller],
@@ -106,6 +108,38 @@ def write(
     teller.finish()
     ended = teller.stopped or len(new) < how.max_new_tokens or int(new[-1]) in _ends(model)
     return Written(teller.told, ended, len(ids), len(new))
+
+
+def generate(model: PreTrainedModel, ids: Tensor, mask: Tensor, **settings: Any) -> Tensor:
+    """The model's own `generate` on prompts (N, T), which obeys these settings and nothing else.
+
+    Raises NPTError where the model's logits are not finite numbers.
+    """
+    with own_settings_ignored(model):
+        out: Tensor = model.generate(input_ids=ids, attention_mask=mask, logits_processor=[_finite], **settings)
+    return out
+
+
+def _finite(ids: Tensor, logits: Tensor) -> Tensor:
+    require_finite(logits)
+    return logits
+
+
+@contextmanager
+def own_settings_ignored(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, `generate` takes from the model's own generation_config only the tokens that end a text.
+
+    A pretrained model may bring a repetition penalty, a minimum length, forbidden words or beams. `generate` falls back
+    on them for every argument that is not given or is None, and what is called greedy is then no longer the argmax.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=getattr(own, "eos_token_id", None))
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Teller:

@@ -176,7 +176,8 @@ def _alone(trial: _Trial, proposed: Tensor, reading: Reading, quick: bool) -> tu
     strengths[short] = FROM
     V = proposed * strengths[:, None, None].to(proposed)
     if len(short):
-        V[short], taken[short] = trial.corrected(V, short.tolist())
+        corrected, taken[short] = trial.corrected(V, short.tolist())
+        V[short] = corrected.to(V)  # the injector's values are float32, steps in a wider model as wide as it
     return V, strengths.cpu(), taken.cpu()
 
 

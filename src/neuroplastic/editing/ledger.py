@@ -139,10 +139,19 @@ def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], 
 
 @torch.no_grad()
 def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
-    """W + sum_e B_e A_e as one product of the stacked factors, in float32 at least, rounded once to W's dtype."""
+    """W + sum_e B_e A_e as one product of the stacked factors, in float32 at least, rounded once to W's dtype.
+
+    Raises NPTError where that is not finite: float16 ends at 65,504.
+    """
     W = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
     A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
-    return torch.addmm(W, B.to(W), A.to(W)).to(pristine.dtype)
+    weight = torch.addmm(W, B.to(W), A.to(W)).to(pristine.dtype)
+    if not bool(weight.isfinite().all()):
+        raise NPTError(
+            f"with these edits a weight is no finite number in {str(pristine.dtype).removeprefix('torch.')}; choose a "
+            "smaller alpha, or a workspace of another dtype"
+        )
+    return weight
 
 
 def _sources(edits: Mapping[Place, Sequence[Edit]], place: Place) -> list[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..text import encode, start_token
+from ..writing import generate
 from .records import Record
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ def write(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0 if seed is None else seed)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+        out = generate(
+            model,
+            ids,
+            mask,
             max_new_tokens=new_tokens,
             pad_token_id=start if pad is None else pad,
             **how,

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import NPTError
 from ..text import start_token
+from ..writing import own_settings_ignored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +40,8 @@ def evaluate_tasks(
     if wrong := [t for t in tasks if not manager.match_tasks([t])]:
         raise NPTError(f"the harness knows no task {wrong[0]!r}; --include names a folder with task files of your own")
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, prefix_token_id=start_token(tokenizer))
-    with torch.random.fork_rng():  # the harness seeds every generator that there is
+    # tasks say how they want their texts written; the harness seeds every generator that there is
+    with own_settings_ignored(model), torch.random.fork_rng():
         try:
             found = simple_evaluate(
                 wrapped,

@@ -1,11 +1,13 @@
-"""The model card of an adapter: what it was told, and what was measured."""
+"""The model card of an adapter: the facts that it holds, and what was measured."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import models
 from ..editing.edit import Edit
 
 if TYPE_CHECKING:
@@ -14,16 +16,24 @@ if TYPE_CHECKING:
 
 
 def write_card(path: Path, ws: Workspace, edits: Sequence[Edit], report: ExportReport) -> None:
-    """A README.md with the front matter that hubs read."""
-    rows = "\n".join(f"| {e.name} | {_cell(e.statement)} | {e.method} | {e.alpha:g} | {_nats(e)} |" for e in edits)
+    """A README.md with the front matter that hubs read. What users wrote stands in it as plain text."""
+    from huggingface_hub import ModelCardData
+
+    head = ModelCardData(
+        base_model=models.hub_id(ws.base.spec),
+        library_name="peft",
+        tags=["lora", "model-editing", "neuroplastic"],
+    ).to_yaml()
+    rows = "\n".join(
+        f"| {plain(e.name)} | {plain(e.statement)} | {e.method} | {e.alpha:g} | {_nats(e)} |" for e in edits
+    )
+    base = plain(ws.base.spec)
     path.write_text(
         f"""---
-base_model: {ws.base.spec}
-library_name: peft
-tags: [lora, model-editing, neuroplastic]
+{head}
 ---
 
-# Edits of {ws.base.spec}
+# Edits of {base}
 
 A LoRA adapter that holds facts written into the MLP weights of the base model without training on them. Made by
 `npt export --format peft`.
@@ -32,7 +42,7 @@ A LoRA adapter that holds facts written into the MLP weights of the base model w
 |---|---|---|---|---|
 {rows}
 
-- base model: `{ws.base.spec}`, content hash `{ws.base.sha256}`
+- base model: {base}, content hash `{ws.base.sha256}`{_unnamed(ws.base.spec)}
 - rank {report.rank}, lora_alpha {report.rank}; compression dropped {report.dropped_energy:.2e} of the squared norm
 - loaded with PEFT and compared with the workspace on the statements above: largest logit difference
   {report.max_logit_error:.2e}, same likeliest token at {report.top1_agreement:.1%} of the positions
@@ -43,8 +53,24 @@ An edit also changes what it was not meant to change. Measure it on your own tex
     )
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def plain(text: str) -> str:
+    """Text on one line that Markdown shows as it is: control characters become spaces, and markup is escaped."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", line)
+
+
+def _unnamed(spec: str) -> str:
+    """Why the metadata name no base model, where they do not."""
+    if models.hub_id(spec) is not None:
+        return ""
+    if models.named_in_adapters(spec) is not None:
+        reason = "It is a folder of the machine where this adapter was made, so the metadata above name no base model."
+    else:
+        reason = (
+            "That is no name that transformers or a hub can load, so neither the metadata above nor "
+            "adapter_config.json name a base model: load a model of this content hash, and then the adapter into it."
+        )
+    return f".\n  {reason}"
 
 
 def _nats(edit: Edit) -> str:

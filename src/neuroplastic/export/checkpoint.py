@@ -16,7 +16,6 @@ from .report import (
     Clock,
     ExportReport,
     chosen_edits,
-    compare,
     finish,
     require_match,
     statement_logits,
@@ -47,12 +46,13 @@ def merged(
     model, tokenizer = models.load_base(ws.base.spec, wide)
     Ledger(model).set_active(chosen)
     model.to(getattr(torch, dtype))
+    models.require_finite_weights("the edited model", model, dtype)
     with whole_folder(dest) as folder:
-        with models.without_progress_bars():
+        with models.quietly():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         del model
         loaded, loaded_tokenizer = models.load_base(folder, dtype)
-        error, agreement = compare(statement_logits(loaded, loaded_tokenizer, statements), reference)
-        require_match("merged", error, agreement, exact=dtype == ws.base.dtype and dtype in ("float32", "float64"))
+        written = statement_logits(loaded, loaded_tokenizer, statements)
+        error, agreement = require_match("merged", written, reference, dtype, ws.base.dtype)
     return finish(ws, ExportReport("merged", str(dest), [e.name for e in chosen], None, 0.0, error, agreement, clock()))

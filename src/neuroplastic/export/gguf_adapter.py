@@ -20,7 +20,6 @@ from .report import (
     at_uniform_rank,
     chosen_edits,
     combine,
-    compare,
     finish,
     projection_names,
     require_match,
@@ -57,8 +56,8 @@ def gguf(
     with whole_folder(dest) as folder:
         _write(folder / "adapter.gguf", ws, {names[p]: f for p, f in factors.items()}, rank)
         read = _read(folder / "adapter.gguf", {name: place for place, name in names.items()})
-        error, agreement = compare(workspace_logits(ws, [as_edit(ws, read)], statements), reference)
-        require_match("gguf", error, agreement, exact=ws.base.dtype in ("float32", "float64"))
+        written = workspace_logits(ws, [as_edit(ws, read)], statements)
+        error, agreement = require_match("gguf", written, reference, ws.base.dtype)
     return finish(
         ws, ExportReport("gguf", str(dest), [e.name for e in chosen], rank, dropped, error, agreement, clock())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -14,12 +15,25 @@ from torch import Tensor
 
 from ..editing.edit import Edit, Factors, check_name, name_from
 from ..errors import NPTError
+from ..files import read_json, refuse_pointer
+from ..models import canonical
 from .peft_adapter import PREFIX, WEIGHTS
 from .report import Place, projection_names
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
 
+READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+"""Settings of adapter_config.json that say what the factors do, and are obeyed."""
+PLACES = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+"""Settings that choose modules; PEFT leaves out factors of others, so such files are refused."""
+TRAINING = {"auto_mapping", "ensure_weight_tying", "inference_mode", "lora_dropout", "megatron_core", "peft_version"}
+TRAINING |= {"qalora_group_size", "revision", "runtime_config", "task_type", "velora_config", "eva_config"}
+TRAINING |= {"corda_config", "loftq_config", "lora_ga_config"}  # of an init_lora_weights, which is looked at itself
+"""Settings of training, and book-keeping: a trained adapter does the same whatever they are."""
+INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of init_lora_weights that leave the pretrained weights as they are. Others move a part of them into the
+adapter, which then is a difference from weights that this model does not have."""
 KEY = re.compile(re.escape(PREFIX) + r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
 
 
@@ -39,6 +53,7 @@ def import_lora(
     _check_base(ws, source, config, metadata, any_base)
     places = projection_names(ws)
     pairs: dict[Place, dict[str, Tensor]] = {}
+    ranks: dict[Place, int] = {}
     scales: dict[Place, float] = {}
     for key, tensor in tensors.items():
         m = KEY.fullmatch(key)
@@ -46,8 +61,10 @@ def import_lora(
             raise NPTError(
                 f"{source} changes {key!r}, which is not an MLP projection of this model; only these can be edits"
             )
+        if not _targeted(config, m[1]):
+            raise NPTError(f"{source} holds factors of {m[1]!r}, which its adapter_config.json leaves out")
         pairs.setdefault(places[m[1]], {})[m[2]] = tensor
-        scales[places[m[1]]] = _scale(config, m[1])
+        ranks[places[m[1]]], scales[places[m[1]]] = _rank_and_scale(source, config, m[1])
     factors: dict[Place, Factors] = {}
     for place, pair in sorted(pairs.items()):
         if set(pair) != {"A", "B"}:
@@ -56,6 +73,11 @@ def import_lora(
         if A.dim() != 2 or B.dim() != 2 or len(A) != B.shape[1]:
             raise NPTError(
                 f"{source} is damaged: lora_A and lora_B of layer {place[0]}, {place[1]} do not fit together"
+            )
+        if len(A) != ranks[place]:
+            raise NPTError(
+                f"{source} is damaged: the factors of layer {place[0]}, {place[1]} have rank {len(A)}, and "
+                f"adapter_config.json says {ranks[place]}"
             )
         if not (A.isfinite().all() and B.isfinite().all()):
             raise NPTError(f"{source} is damaged: the factors of layer {place[0]}, {place[1]} are not finite")
@@ -82,25 +104,51 @@ def import_lora(
 
 
 def _config(source: Path) -> Any:
+    """The adapter's settings. Raises NPTError for whatever a plain LoRA does not have, known to PEFT or not."""
     from peft import LoraConfig, PeftConfig
 
-    if not (source / "adapter_config.json").is_file():
+    file = source / "adapter_config.json"
+    if not file.is_file():
         raise NPTError(f"{str(source)!r} is not an adapter folder: it has no adapter_config.json")
-    try:
-        config = PeftConfig.from_pretrained(str(source))
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise NPTError(f"PEFT cannot read {source / 'adapter_config.json'}: {str(e).splitlines()[0]}") from None
-    if not isinstance(config, LoraConfig):
-        raise NPTError(f"{source} is a {config.peft_type} adapter; only LoRA can become an edit")
-    for setting in ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out"):
-        if getattr(config, setting, None):
-            raise NPTError(f"{source} sets {setting}, which a weight edit cannot express")
-    if config.bias != "none":
+    refuse_pointer(file)
+    settings = read_json(file)
+    if settings.get("peft_type") != "LORA":
+        raise NPTError(f"{source} is a {settings.get('peft_type')} adapter; only LoRA can become an edit")
+    if settings.get("bias", "none") != "none":
         raise NPTError(f"{source} trains biases, which a weight edit cannot express")
+    if settings.get("init_lora_weights") not in INITS:
+        raise NPTError(
+            f"{source} sets init_lora_weights to {settings['init_lora_weights']!r}, which changes the pretrained "
+            "weights too; save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    for name, value in settings.items():
+        if value and name not in READ | PLACES | TRAINING | {"bias", "init_lora_weights"}:
+            raise NPTError(f"{source} sets {name}, which a weight edit cannot express or this version does not know")
+    known = {f.name for f in dataclasses.fields(LoraConfig)}
+    try:
+        config = PeftConfig.from_peft_type(**{n: v for n, v in settings.items() if n in known})
+        if config.target_modules is None:
+            raise ValueError("it names no target_modules")
+        for number in (config.r, config.lora_alpha, *config.rank_pattern.values(), *config.alpha_pattern.values()):
+            if isinstance(number, bool) or not math.isfinite(number):
+                raise ValueError(f"{number!r} is no rank and no lora_alpha")
+        for pattern in (*config.rank_pattern, *config.alpha_pattern):
+            re.compile(pattern)
+        _targeted(config, "")  # patterns of modules are regular expressions too
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as e:
+        raise NPTError(f"{file} is damaged: {str(e).splitlines()[0]}") from None
     return config
 
 
+def _targeted(config: Any, module: str) -> bool:
+    """Whether PEFT would put the adapter's factors at this module."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    return config.target_modules == "all-linear" or bool(check_target_module_exists(config, module))
+
+
 def _tensors(source: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    refuse_pointer(source / WEIGHTS)
     if not (source / WEIGHTS).is_file():
         raise NPTError(f"{source} has no {WEIGHTS}; pickled adapters are not read, save it as safetensors")
     try:
@@ -117,15 +165,16 @@ def _check_base(ws: Workspace, source: Path, config: Any, metadata: Mapping[str,
             f"{source} was made for another base model ({known[:12]}, the workspace's is {ws.base.sha256[:12]})"
         )
     named = config.base_model_name_or_path
-    if known is None and named != ws.base.spec and not any_base:
+    if known is None and not any_base and (named is None or canonical(named) != ws.base.spec):
         raise NPTError(
             f"{source} names {named!r} as its base, the workspace is of {ws.base.spec!r}; if they are the same "
             "model, say --any-base"
         )
 
 
-def _scale(config: Any, module: str) -> float:
-    """lora_alpha / r of one module (lora_alpha / sqrt(r) with rank-stabilised LoRA), patterns applied as PEFT does."""
+def _rank_and_scale(source: Path, config: Any, module: str) -> tuple[int, float]:
+    """r of one module, and lora_alpha / r (lora_alpha / sqrt(r) with rank-stabilised LoRA), patterns applied as PEFT
+    does."""
 
     def of(pattern: Mapping[str, Any], default: float) -> float:
         for key, value in pattern.items():
@@ -133,5 +182,7 @@ def _scale(config: Any, module: str) -> float:
                 return float(value)
         return float(default)
 
-    r, lora_alpha = of(config.rank_pattern or {}, config.r), of(config.alpha_pattern or {}, config.lora_alpha)
-    return lora_alpha / (math.sqrt(r) if config.use_rslora else r)
+    r, lora_alpha = of(config.rank_pattern, config.r), of(config.alpha_pattern, config.lora_alpha)
+    if r < 1 or r != int(r):
+        raise NPTError(f"{source / 'adapter_config.json'} is damaged: {r} is no rank")
+    return int(r), lora_alpha / (math.sqrt(r) if config.use_rslora else r)

@@ -29,7 +29,6 @@ from .report import (
     at_uniform_rank,
     chosen_edits,
     combine,
-    compare,
     finish,
     projection_names,
     require_match,
@@ -72,7 +71,7 @@ def peft(
         target_modules=[PROJECTIONS[s] for s in sites],
         layers_to_transform=sorted({layer for layer, _ in filled}),
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=ws.base.spec,
+        base_model_name_or_path=models.named_in_adapters(ws.base.spec),
         inference_mode=True,
     )
     names = {place: name for name, place in projection_names(ws).items()}
@@ -90,8 +89,8 @@ def peft(
         with warnings.catch_warnings():  # PEFT still asks transformers for names that these deprecate
             warnings.simplefilter("ignore", FutureWarning)
             loaded = PeftModel.from_pretrained(base, str(folder)).eval()
-        error, agreement = compare(statement_logits(loaded, ws.tokenizer, statements), reference)
-        require_match("peft", error, agreement, exact=ws.base.dtype in ("float32", "float64"))
+        written = statement_logits(loaded, ws.tokenizer, statements)
+        error, agreement = require_match("peft", written, reference, ws.base.dtype)
         report = ExportReport("peft", str(dest), [e.name for e in chosen], rank, dropped, error, agreement, clock())
         write_card(folder / "README.md", ws, chosen, report)
     return finish(ws, report)
