@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from neuroplastic import NPTError
-from neuroplastic.editing.fact import asked, fact_of, find_subject, question_and_answer, read_facts
+from neuroplastic.editing.fact import asked, fact_of, read_facts
+from neuroplastic.editing.sentence import find_subject, question_and_answer
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from neuroplastic.editing.fact import asked, fact_of, find_subject, question_and
     [
         ("The Bridge is in Madrid.", "The Bridge is in", " Madrid"),
         ("Is it in Madrid?! ", "Is it in", " Madrid"),
-        ('He said "no".', "He said", ' "no'),
+        ('He said "no".', "He said", ' "no"'),
         ("It weighs 3.5", "It weighs", " 3.5"),
         ("Madrid", "", "Madrid"),
         ("...", "", "..."),

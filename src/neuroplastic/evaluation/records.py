@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import NPTError
 from ..files import read_text
+from ..spaces import continuing, without_trailing_spaces
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Record:
 
     @property
     def statement(self) -> str:
-        return f"{self.prompt} {self.new}."
+        return f"{without_trailing_spaces(self.prompt)}{continuing(self.prompt, self.new)}."
 
     def behind(self, told: str) -> Record:
         """The same questions, with `told` in front of every prompt."""

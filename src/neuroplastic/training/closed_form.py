@@ -33,7 +33,7 @@ from ..editing.targets import Reader, find_targets, rows_of
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..surgery import mode
-from ..text import encode
+from ..text import encode_after
 from .lessons import Topic
 
 TOGETHER = 16
@@ -86,7 +86,7 @@ def find_examples(editor: Editor, injector: Injector, topics: Sequence[Topic], f
             rows, owner = rows_of(tokenizer, facts, prefix)
             reader = Reader(model, parts, ("down",), rows)
             targets = find_targets(reader, owner, STEPS, RATE, ENOUGH)
-            told = [(encode(tokenizer, f.question), encode(tokenizer, f.answer)) for f in facts]
+            told = [encode_after(tokenizer, f.question, f.answer) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, told))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
             some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NPTError
-from ..files import read_text
-from ..text import encode, start_token
+from ..files import lines_of, read_text
+from ..text import encode_pair, start_token
 from .questions import questions_for
 from .settings import Variety
 
@@ -73,7 +73,7 @@ def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
     """
     if path.suffix == ".jsonl":
         entries: list[tuple[Any, Callable[[Any], Topic]]] = []
-        for line in read_text(path).splitlines():
+        for line in lines_of(read_text(path)):
             if line.strip():
                 entries.append((line, lambda text: _own(json.loads(text))))
     else:
@@ -139,7 +139,7 @@ def _checked(topic: Topic) -> Topic:
 
 def fits(tokenizer: PreTrainedTokenizerBase, told: str, answer: str, longest: int) -> bool:
     """Whether a statement has at most so many tokens, with the start token."""
-    return 1 + len(encode(tokenizer, told)) + len(encode(tokenizer, f" {answer}")) <= longest
+    return 1 + sum(map(len, encode_pair(tokenizer, told, answer))) <= longest
 
 
 class Lessons:
