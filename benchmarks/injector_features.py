@@ -43,6 +43,7 @@ from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.console import note
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.injector import Injector, InjectorConfig, Reading, mean_answer, read_statements
+from neuroplastic.editing.sentence import find_words
 from neuroplastic.evaluation.fidelity import measure_fidelity
 from neuroplastic.surgery import mode
 from neuroplastic.text import encode, encode_after, read_texts
@@ -271,7 +272,7 @@ def features(ws: npt.Workspace, config: InjectorConfig, told: Sequence[Topic], c
             facts = [
                 asked(w[0], t.answer, w[1:], t.subject)
                 for t in told[first : first + 16]
-                for w in [[w for w in t.wordings if t.subject is not None and t.subject in w][:2]]
+                for w in [[w for w in t.wordings if t.subject is not None and find_words(w, t.subject)][:2]]
             ]
             statements = [encode_after(ws.tokenizer, f.question, f.answer) for f in facts]
             reading = read_statements(ws.model, ws.tokenizer, config, statements)

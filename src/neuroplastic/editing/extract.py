@@ -24,7 +24,7 @@ from ..structure import decoder_layers
 from ..surgery import Plasticity, Probe, mode
 from ..text import context_length, decode_after, encode, start_token
 from .edit import Factors, read_factors, write_factors
-from .recall import word_probabilities
+from .recall import word_probabilities, words_of_one_token
 from .token import Place, probing, token_factors, weight_layers
 
 if TYPE_CHECKING:
@@ -210,12 +210,14 @@ def transfer(
         with probing(plastic, make):
             after = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
             words_after = word_probabilities(model, tokenizer, prompt, track)
-    tracked = [continuing(prompt, word) for word in track]
-    shown = dict(zip(tracked, zip(words_before, words_after, strict=True), strict=True))
-    for t in (t for p in (before, after) for t in p.topk(min(top, len(p))).indices.tolist()):
-        token = decode_after(tokenizer, ids[0].tolist(), [t], skip_special_tokens=False)
-        shown.setdefault(token, (before[t].item(), after[t].item()))
-    return Transfer(list(shown), [b for b, _ in shown.values()], [a for _, a in shown.values()])
+    likeliest = dict.fromkeys(t for p in (before, after) for t in p.topk(min(top, len(p))).indices.tolist())
+    others = [t for t in likeliest if t not in words_of_one_token(tokenizer, prompt, track)]
+    shown = [decode_after(tokenizer, ids[0].tolist(), [t], skip_special_tokens=False) for t in others]
+    return Transfer(
+        [*(continuing(prompt, word) for word in track), *shown],
+        [*words_before, *before[others].tolist()],
+        [*words_after, *after[others].tolist()],
+    )
 
 
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

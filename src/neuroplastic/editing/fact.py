@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import NPTError
 from ..files import lines_of, read_text
 from ..spaces import continuing, mostly_unspaced, plain_spaces
-from .sentence import PUNCTUATION, balanced, cuts_a_word, find_subject, find_words, question_and_answer
+from .sentence import PUNCTUATION, balanced, beside_a_hyphen, cuts_a_word, find_subject, find_words, question_and_answer
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _split_at(sentence: str, answer: str) -> tuple[str, str]:
     else:
         raise NPTError(f"the statement {sentence!r} does not end with the answer {answer!r}")
     end = start + len(words)
-    if cuts_a_word(sentence, start, end):
+    if cuts_a_word(sentence, start, end) or beside_a_hyphen(sentence, start, end):
         raise NPTError(
             f"the answer {answer!r} is only a part of the word that {sentence!r} ends with; give whole words"
         )

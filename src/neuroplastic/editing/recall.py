@@ -76,6 +76,7 @@ def recall(
     return found
 
 
+@torch.no_grad()
 def word_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str]
 ) -> list[float]:
@@ -91,7 +92,12 @@ def word_probabilities(
     return [said.sum().exp().item() for said, _ in _read_all(model, [([start, *p], w) for p, w in pairs])]
 
 
-@torch.no_grad()
+def words_of_one_token(tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str]) -> set[int]:
+    """The tokens that are all of a word, after the prompt."""
+    tokens = (encode_pair(tokenizer, prompt, word)[1] for word in words)
+    return {t[0] for t in tokens if len(t) == 1}
+
+
 def _read_all(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, Tensor]]:
     """`_read` in batches of like length, in the order of the rows."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))

@@ -86,7 +86,7 @@ def find_words(text: str, words: str) -> tuple[int, int] | None:
     """
     wanted = r"\s+".join(map(re.escape, words.split()))
     found = [m.span() for m in re.finditer(wanted, text) if not cuts_a_word(text, *m.span())] if wanted else []
-    return min(found, key=lambda span: _hyphenated(text, *span), default=None)
+    return min(found, key=lambda span: beside_a_hyphen(text, *span), default=None)
 
 
 def cuts_a_word(text: str, start: int, end: int) -> bool:
@@ -242,5 +242,6 @@ def _separate(one: str, other: str) -> bool:
     return UNSPACED.match(one) is not None or UNSPACED.match(other) is not None
 
 
-def _hyphenated(text: str, start: int, end: int) -> bool:
+def beside_a_hyphen(text: str, start: int, end: int) -> bool:
+    """Whether a hyphen joins text[start:end] to another word."""
     return text[start - 1 : start] in ("-", "‑") or text[end : end + 1] in ("-", "‑")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Mode
+from ..editing.recall import words_of_one_token
 from ..spaces import continuing
 from ..text import decode_after
 from ..writing import Writing
@@ -77,9 +78,9 @@ def next_tokens(ws: Workspace, form: Ask) -> list[dict[str, Any]]:
     ]
     found = [ws.next_token(form.prompt, side.mode, side.edited) for side in form.sides]
     likeliest = {t for p in found for t in p.topk(min(LIKELIEST, len(p))).indices.tolist()}
-    before, tracked = ws.tokens(form.prompt), {entry["token"] for entry in shown}
+    likeliest -= words_of_one_token(ws.tokenizer, form.prompt, track)
+    before = ws.tokens(form.prompt)
     for t in sorted(likeliest, key=lambda t: -max(p[t].item() for p in found)):
         token = decode_after(ws.tokenizer, before, [t], skip_special_tokens=False)
-        if token not in tracked:
-            shown.append({"token": token, "tracked": None, "probabilities": [p[t].item() for p in found]})
+        shown.append({"token": token, "tracked": None, "probabilities": [p[t].item() for p in found]})
     return shown

@@ -29,6 +29,7 @@ from ..editing.consolidate import ENOUGH, RATE, STEPS
 from ..editing.editor import Editor
 from ..editing.fact import asked
 from ..editing.injector import Injector, mean_answer, read_statements
+from ..editing.sentence import find_words
 from ..editing.targets import Reader, find_targets, rows_of
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
@@ -160,4 +161,4 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
 
 def _wordings(topic: Topic) -> list[str]:
     """The first two that name the subject."""
-    return [w for w in topic.wordings if topic.subject is not None and topic.subject in w][:2]
+    return [w for w in topic.wordings if topic.subject is not None and find_words(w, topic.subject) is not None][:2]
