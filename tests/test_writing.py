@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import neuroplastic as npt
+from marked import marked_tokenizer
 from neuroplastic.errors import NPTError
+from neuroplastic.text import encode_after, start_token
 from neuroplastic.writing import Writing, _Teller
 
 PROMPT = "The quick brown fox"
@@ -60,3 +63,23 @@ def test_whoever_listens_can_stop_it(workspace: npt.Workspace) -> None:
 def test_settings_out_of_range(setting: dict[str, object], cause: str) -> None:
     with pytest.raises(NPTError, match=cause):
         Writing(**setting)  # type: ignore[arg-type]
+
+
+def test_the_first_space_survives() -> None:
+    """Some tokenizers drop it where what is new is decoded alone."""
+    tokenizer = marked_tokenizer()
+    prompt, new = encode_after(tokenizer, "Sushi is from", " Italy and Japan")
+    pieces: list[str] = []
+    teller = _Teller(tokenizer, 1 + len(prompt), (), pieces.append)
+    ids = torch.tensor([[start_token(tokenizer), *prompt, *new]])
+    for n in range(1 + len(prompt) + 1, ids.shape[1] + 1):
+        teller(ids[:, :n], None)
+    teller.finish()
+    assert "".join(pieces) == " Italy and Japan"
+
+
+def test_a_prompt_goes_on_as_without_spaces_at_its_end(workspace: npt.Workspace) -> None:
+    assert workspace.ask(PROMPT + " \u00a0", max_new_tokens=4) == workspace.ask(PROMPT, max_new_tokens=4)
+    spaced, plain = (workspace.compare(p, 2, ["Madrid"]) for p in (PROMPT + "  ", PROMPT))
+    assert spaced == plain
+    assert torch.equal(workspace.next_token(PROMPT + " "), workspace.next_token(PROMPT))
