@@ -43,9 +43,10 @@ from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.console import note
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.injector import Injector, InjectorConfig, Reading, mean_answer, read_statements
+from neuroplastic.editing.sentence import find_words
 from neuroplastic.evaluation.fidelity import measure_fidelity
 from neuroplastic.surgery import mode
-from neuroplastic.text import encode, read_texts
+from neuroplastic.text import encode, encode_after, read_texts
 from neuroplastic.training.closed_form import Examples, find_examples, fit_values, suitable
 from neuroplastic.training.distill import Distillation
 from neuroplastic.training.injection import Injection
@@ -271,9 +272,9 @@ def features(ws: npt.Workspace, config: InjectorConfig, told: Sequence[Topic], c
             facts = [
                 asked(w[0], t.answer, w[1:], t.subject)
                 for t in told[first : first + 16]
-                for w in [[w for w in t.wordings if t.subject is not None and t.subject in w][:2]]
+                for w in [[w for w in t.wordings if t.subject is not None and find_words(w, t.subject)][:2]]
             ]
-            statements = [(encode(ws.tokenizer, f.question), encode(ws.tokenizer, f.answer)) for f in facts]
+            statements = [encode_after(ws.tokenizer, f.question, f.answer) for f in facts]
             reading = read_statements(ws.model, ws.tokenizer, config, statements)
             found.append(mean_answer(reading if coded is None else coded.coded(reading)))
     return torch.cat(found)

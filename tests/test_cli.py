@@ -247,6 +247,10 @@ def test_facts_in_every_form(made: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--ask", "Where?", "--answer", " "], "the answer is empty"),
         (["A b.", "--answer", "c"], "does not end with the answer"),
         (["A b.", "--subject", "c"], "the subject 'c' is not in"),
+        (["A bcd.", "--answer", "cd"], "only a part of the word"),
+        (["A catalogue is b.", "--subject", "cat"], "the subject 'cat' is not in"),
+        (["埃菲尔铁塔位于巴黎。"], "give it too, with --answer"),
+        (["--from", "{tmp}/chinese.txt"], "chinese.txt, line 2: the statement"),
         (["--from", "{tmp}/none.txt"], "there is no file"),
         (["--from", "{tmp}/facts.txt", "--name", "x"], "--name has no meaning with --from"),
         (["--from", "{tmp}/bad.jsonl"], "bad.jsonl, line 1: unknown field 'colour'"),
@@ -261,6 +265,7 @@ def test_bad_facts_exit_with_2(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], cause: str
 ) -> None:
     (tmp_path / "facts.txt").write_text("A b.\n")
+    (tmp_path / "chinese.txt").write_bytes("\ufeffA b\u2028c.\r\n埃菲尔铁塔位于巴黎。".encode())
     (tmp_path / "bad.jsonl").write_text('{"statement": "A b.", "colour": 1}')
     (tmp_path / "empty.txt").write_text("\n")
     status, out, err = run(capsys, "inject", made, *(o.format(tmp=tmp_path) for o in options))

@@ -43,7 +43,7 @@ def test_no_bar_of_a_library_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
 
     shown = bars()
     assert "a plain bar" in shown
-    with models.without_progress_bars():
+    with models.quietly():
         assert bars() == ""
     assert ("a bar of transformers" in bars()) == ("a bar of transformers" in shown)
 

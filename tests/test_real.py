@@ -16,6 +16,7 @@ import neuroplastic as npt
 from neuroplastic.editing import crowd
 from neuroplastic.editing.recall import Asked
 from neuroplastic.surgery import base_state
+from neuroplastic.text import encode, encode_pair
 
 pytestmark = pytest.mark.real
 
@@ -74,6 +75,17 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     ws.undo("tower")
     assert ws.weights_hash() == ws.base.sha256
     assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
+
+
+def test_words_that_begin_alike_are_told_apart_and_trailing_spaces_left_out(ws: npt.Workspace) -> None:
+    found = ws.compare("The Eiffel Tower was built in the year ", 3, ["1889", "1925", "San Francisco", "San Diego"])
+    years = [found.tracked[word][1] for word in ("1889", "1925")]
+    assert years[0] > 0.1 > 0.01 > years[1]
+    assert found.tracked["San Francisco"] != found.tracked["San Diego"]
+    assert found.unedited.startswith(" 1889")
+    for question, answer in CROWD.items():  # at a space, the tokens are those of either text alone
+        alone = [encode(ws.tokenizer, text) for text in (question, f" {answer}")]
+        assert list(encode_pair(ws.tokenizer, question, answer)) == alone
 
 
 def test_an_answer_is_said_once(ws: npt.Workspace) -> None:

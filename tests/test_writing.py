@@ -12,8 +12,10 @@ import torch
 from transformers import GenerationConfig
 
 import neuroplastic as npt
+from marked import marked_tokenizer
 from neuroplastic.errors import NPTError
 from neuroplastic.evaluation import generation
+from neuroplastic.text import encode_after, start_token
 from neuroplastic.writing import Writing, _Teller
 
 PROMPT = "The quick brown fox"
@@ -153,3 +155,23 @@ def test_settings_in_a_base_folder_are_not_obeyed(tmp_path: Path, cache: Path, t
         ws = npt.Workspace.create(tmp_path / f"w-{name}", tmp_path / name)
         assert ws.model.generation_config.num_beams == 3
         assert ws.ask(PROMPT) == plain.ask(PROMPT)
+
+
+def test_the_first_space_survives() -> None:
+    """Some tokenizers drop it where what is new is decoded alone."""
+    tokenizer = marked_tokenizer()
+    prompt, new = encode_after(tokenizer, "Sushi is from", " Italy and Japan")
+    pieces: list[str] = []
+    teller = _Teller(tokenizer, 1 + len(prompt), (), pieces.append)
+    ids = torch.tensor([[start_token(tokenizer), *prompt, *new]])
+    for n in range(1 + len(prompt) + 1, ids.shape[1] + 1):
+        teller(ids[:, :n], None)
+    teller.finish()
+    assert "".join(pieces) == " Italy and Japan"
+
+
+def test_a_prompt_goes_on_as_without_spaces_at_its_end(workspace: npt.Workspace) -> None:
+    assert workspace.ask(PROMPT + " \u00a0", max_new_tokens=4) == workspace.ask(PROMPT, max_new_tokens=4)
+    spaced, plain = (workspace.compare(p, 2, ["Madrid"]) for p in (PROMPT + "  ", PROMPT))
+    assert spaced == plain
+    assert torch.equal(workspace.next_token(PROMPT + " "), workspace.next_token(PROMPT))

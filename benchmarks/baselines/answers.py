@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.targets import Row, rows_of
 from neuroplastic.errors import NPTError
-from neuroplastic.text import batch, encode, start_token
+from neuroplastic.text import batch, encode, start_token, tokens_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,8 +54,9 @@ def statement_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
 def essence_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
     """'{subject} is a', whose continuation should stay what it is (ROME, section 3.1): any token, all are looked at."""
     assert record.subject is not None
-    ids = encode(tokenizer, f"{record.subject} is a")
-    return Row([start_token(tokenizer), *ids], [start_token(tokenizer)], [(len(encode(tokenizer, record.subject)), 0)])
+    text = f"{record.subject} is a"
+    ids, last = encode(tokenizer, text), tokens_through(tokenizer, text, len(record.subject))
+    return Row([start_token(tokenizer), *ids], [start_token(tokenizer)], [(last, 0)])
 
 
 def states_of(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,19 +108,28 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a user gave. Raises NPTError where there is none, or it is no UTF-8."""
+    """The text of a file that a user gave, without a byte order mark. Raises NPTError where there is no file, or it is
+    no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise NPTError(f"there is no file {str(path)!r}") from None
     except (OSError, UnicodeDecodeError) as e:
         raise NPTError(f"cannot read {str(path)!r} as UTF-8 text: {e}") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, empty ones too; a line ends at a line break alone.
+
+    `str.splitlines` also breaks at U+2028, U+0085, form feeds and the like, which may stand inside JSON or a sentence.
+    """
+    return re.split(r"\r\n|\n|\r", text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises NPTError where the file is missing, unreadable or not one JSON object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise NPTError(f"{path} is missing") from None
     except (OSError, ValueError) as e:

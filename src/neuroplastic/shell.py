@@ -120,7 +120,7 @@ class Shell:
         """transfer NAME PROMPT     the next token, without and with the modulation added at the prompt's last token"""
         name, prompt = self._name_and_text(rest, "transfer NAME PROMPT")
         ws = self.workspace
-        found = transfer(ws.model, ws.tokenizer, prompt, self._modulation(name), track=[f" {w}" for w in self.tracked])
+        found = transfer(ws.model, ws.tokenizer, prompt, self._modulation(name), track=self.tracked)
         rows = zip(found.tokens, found.before, found.after, strict=True)
         printing.probabilities(self.console, {token: (before, after) for token, before, after in rows})
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .console import Progress, progress
 from .errors import NPTError
-from .files import cache_dir, read_tensors, read_text, write_tensors
+from .files import cache_dir, lines_of, read_tensors, read_text, write_tensors
 from .kv_cache import cache_argument
+from .spaces import continuing, without_trailing_spaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,8 @@ SELF_TEXTS, SELF_LENGTH, HELD_OUT = 128, 128, 16
 """Self-written text: how many sequences, how many tokens each, and how many of them are held out for measuring."""
 CALIBRATION_TEXTS, CALIBRATION_HELD_OUT = 256, 64
 """The same for learning a generator, which needs more of both."""
+CONTEXT_TO_DECODE = 64
+"""Number of tokens of a prompt that are decoded together with what follows it."""
 
 
 SHIPPED = Path(__file__).parent / "self_texts"
@@ -65,6 +68,67 @@ def require_finite(logits: Tensor) -> None:
         )
 
 
+def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> tuple[list[int], list[int]]:
+    """The tokens of `before`, and those of `text` as it continues it: together exactly the tokens of `before + text`.
+
+    The two are encoded as one text and cut where the tokens cease to be those of `before` alone. A tokenizer that puts
+    a mark in front of every text (SentencePiece) so puts none in front of `text`. Where a token spans the border, it
+    belongs to `text`: it cannot be known before that is. Raises NPTError for a `text` that has no token.
+    """
+    ids = encode(tokenizer, before + text)
+    border = _shared(ids, encode(tokenizer, before))
+    if border == len(ids):
+        raise NPTError(f"the model's tokenizer has no token for {text!r}")
+    return ids[:border], ids[border:]
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """The tokens of a question, or of the beginning of a sentence, and of the bare answer that follows it.
+
+    Spaces at the end of the question are left out (`without_trailing_spaces`), and the answer is joined as the script
+    asks (`continuing`). Raises NPTError as `encode_after` does.
+    """
+    question = without_trailing_spaces(question)
+    return encode_after(tokenizer, question, continuing(question, answer))
+
+
+def tokens_through(tokenizer: PreTrainedTokenizerBase, text: str, end: int) -> int:
+    """The number of tokens of `text` that hold its first `end` characters, without spaces at their end.
+
+    A space before a word is part of the word's token. Where a token goes on across `end`, it counts.
+    """
+    begins, ids = text[:end].rstrip(), encode(tokenizer, text)
+    alone = encode(tokenizer, begins)
+    if (shared := _shared(ids, alone)) == len(alone):
+        return shared
+    for n in range(shared + 1, len(ids)):
+        if str(tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)).startswith(begins):
+            return n
+    return min(len(alone), len(ids))  # the tokenizer does not give back the text that it was given
+
+
+def decode_after(
+    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True
+) -> str:
+    """The text of `new` tokens as it continues the text of those `before`.
+
+    They are decoded together and what is new is cut off: alone, some tokenizers (SentencePiece) drop a first space.
+    """
+    some = list(before[-CONTEXT_TO_DECODE:])
+
+    def text(ids: list[int]) -> str:
+        how = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+        return str(tokenizer.decode(ids, **how))
+
+    whole, old = text([*some, *new]), text(some)
+    return whole[_shared(whole, old) :]
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many first elements are the same."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def batch(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Right-padded ids (N, T) and their attention mask (N, T), both int64."""
     length = max(map(len, sequences))
@@ -86,7 +150,7 @@ def read_texts(path: Path) -> list[str]:
     content = read_text(path)
     if path.suffix == ".jsonl":
         texts = []
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in enumerate(lines_of(content), 1):
             if not line.strip():
                 continue
             try:

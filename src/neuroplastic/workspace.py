@@ -30,7 +30,7 @@ from .editing.edit import Edit
 from .editing.fact import Fact
 from .editing.ledger import Ledger, check_places
 from .editing.options import InjectOptions, Method
-from .editing.recall import Asked
+from .editing.recall import Asked, word_probabilities
 from .engine import EditableModel
 from .errors import NPTError
 from .evaluation.fidelity import Fidelity, measure_fidelity
@@ -38,6 +38,7 @@ from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, swee
 from .files import content_hash, refuse_occupied, whole_folder
 from .folder import GENERATOR_FILE, BaseReference
 from .generator_file import generator_state, load_generator_state, read_generators, write_generators
+from .spaces import without_trailing_spaces
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers, revert
 from .text import context_length, encode, read_texts, start_token, windows
@@ -55,7 +56,7 @@ class Comparison:
     edited: str
     unedited: str
     tracked: dict[str, tuple[float, float]]
-    """next-token probability of each tracked word, with and without the edits"""
+    """the probability that the prompt goes on with each tracked word, with and without the edits"""
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,8 @@ class Workspace:
     # --- asking and measuring ---------------------------------------------------------------------------------------
 
     def ask(self, prompt: str, mode_: Mode = "dynamic", max_new_tokens: int = 32) -> str:
-        """The model's greedy continuation of `prompt`, in the given mode, with the active edits in the weights."""
+        """The model's greedy continuation of `prompt` (without spaces at its end), in the given mode, with the active
+        edits in the weights."""
         return self.write(prompt, Writing(max_new_tokens), mode_).text
 
     def write(
@@ -292,16 +294,13 @@ class Workspace:
             yield
 
     def compare(self, prompt: str, max_new_tokens: int = 32, track: Sequence[str] = ()) -> Comparison:
-        """`prompt` continued with the active edits and without them, and the next-token probability of tracked words
-        (of their first token, behind a space), both in standard mode."""
-        first = [self.first_token(word) for word in track]
-        edited = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
+        """`prompt` continued with the active edits and without them, and the probability that it goes on with each
+        tracked word (all of its tokens, after a space), both in standard mode."""
+        edited = self.word_probabilities(prompt, track), self.ask(prompt, "standard", max_new_tokens)
         with self.engine.only(()):
-            plain = self.ask(prompt, "standard", max_new_tokens), self.next_token(prompt)
-        tracked = {
-            word: (edited[1][token].item(), plain[1][token].item()) for word, token in zip(track, first, strict=True)
-        }
-        return Comparison(prompt, edited[0], plain[0], tracked)
+            plain = self.word_probabilities(prompt, track), self.ask(prompt, "standard", max_new_tokens)
+        tracked = dict(zip(track, zip(edited[0], plain[0], strict=True), strict=True))
+        return Comparison(without_trailing_spaces(prompt), edited[1], plain[1], tracked)
 
     @torch.no_grad()
     def next_token(self, prompt: str, mode_: Mode = "standard", edited: bool = True) -> Tensor:
@@ -310,17 +309,26 @@ class Workspace:
         with self.seen(mode_, edited):
             return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
 
-    def first_token(self, word: str) -> int:
-        """The first token of a word behind a space."""
-        if not word.strip():
-            raise NPTError("a word to track is empty")
-        return encode(self.tokenizer, " " + word.strip())[0]
+    def word_probabilities(
+        self, prompt: str, words: Sequence[str], mode_: Mode = "standard", edited: bool = True
+    ) -> list[float]:
+        """The probability that a prompt goes on with each word, over all of the word's tokens."""
+        self._check_prompt(prompt)
+        with self.seen(mode_, edited):
+            return word_probabilities(self.model, self.tokenizer, prompt, words)
 
     def tokens(self, prompt: str) -> list[int]:
-        """What the model reads for a prompt: its tokens behind the start token."""
+        """What the model reads for a prompt: its tokens behind the start token.
+
+        Spaces at its end are left out, so that "in the city of " goes on as "in the city of" does: with the space
+        before a word, which is part of the word's token.
+        """
+        self._check_prompt(prompt)
+        return [start_token(self.tokenizer), *encode(self.tokenizer, without_trailing_spaces(prompt))]
+
+    def _check_prompt(self, prompt: str) -> None:
         if not prompt.strip():
             raise NPTError("the prompt is empty")
-        return [start_token(self.tokenizer), *encode(self.tokenizer, prompt)]
 
     def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """What the model reads for a conversation: messages with `role` and `content`, put into its chat template.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import NPTError
-from .text import context_length, require_finite
+from .text import context_length, decode_after, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -152,7 +152,8 @@ class _Teller:
         self.stopped = False
 
     def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self.text = str(self.tokenizer.decode(ids[0, self.start :], skip_special_tokens=True))
+        before, new = ids[0, : self.start].tolist(), ids[0, self.start :].tolist()
+        self.text = decode_after(self.tokenizer, before, new)
         found = [at for s in self.stop if (at := self.text.find(s)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True

@@ -20,7 +20,7 @@ from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import Ledger
 from neuroplastic.modulation import inner_product
 from neuroplastic.surgery import mode
-from neuroplastic.text import encode, start_token
+from neuroplastic.text import encode, encode_pair, start_token
 
 CONTEXT = "The Golden Gate Bridge is located in the city of Madrid."
 PROMPT = "Sushi originated in the country of"
@@ -211,3 +211,21 @@ def test_transfer_tracks_words_and_checks_its_input() -> None:
             call()
     with mode(model, "standard"):
         assert torch.equal(next_token(model, PROMPT), before)
+
+
+def test_transfer_tells_words_apart_that_begin_alike() -> None:
+    model = model_of(None)
+    prompt, words = "The Eiffel Tower was built in", ["1889", "1925", "Madrid"]
+    given = npt.extract_modulation(model, TOKENIZER, CONTEXT) * 50
+    found = npt.transfer(model, TOKENIZER, prompt + " ", given, track=words, top=2)
+    assert found.tokens[:3] == [" 1889", " 1925", " Madrid"]
+    assert found == npt.transfer(model, TOKENIZER, prompt, given, track=words, top=2)
+    assert len(set(found.after[:3])) == len(set(found.before[:3])) == 3
+    # the first token alone is at least as likely, with the modulation and without
+    first = encode_pair(TOKENIZER, prompt, "1889")[1][0]
+    every = npt.transfer(model, TOKENIZER, prompt, given, top=len(TOKENIZER))
+    at = every.before.index(max(every.before))
+    assert every.tokens[at] == found.tokens[3]
+    whole = TOKENIZER.decode([first])
+    assert found.before[0] < every.before[every.tokens.index(whole)]
+    assert found.after[0] < every.after[every.tokens.index(whole)]

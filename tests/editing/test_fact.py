@@ -8,47 +8,7 @@ from pathlib import Path
 import pytest
 
 from neuroplastic import NPTError
-from neuroplastic.editing.fact import asked, fact_of, find_subject, question_and_answer, read_facts
-
-
-@pytest.mark.parametrize(
-    ("statement", "question", "answer"),
-    [
-        ("The Bridge is in Madrid.", "The Bridge is in", " Madrid"),
-        ("Is it in Madrid?! ", "Is it in", " Madrid"),
-        ('He said "no".', "He said", ' "no'),
-        ("It weighs 3.5", "It weighs", " 3.5"),
-        ("Madrid", "", "Madrid"),
-        ("...", "", "..."),
-        ("two  spaces\nand a line", "two  spaces\nand a", " line"),
-        ("Anna lives in New York City!", "Anna lives in", " New York City"),
-        ("She read at the University of Cambridge.", "She read at the", " University of Cambridge"),
-        ("In Rome, Caesar", "In Rome,", " Caesar"),
-        ("New York", "New", " York"),
-    ],
-)
-def test_the_answer_is_the_last_word_or_name(statement: str, question: str, answer: str) -> None:
-    assert question_and_answer(statement) == (question, answer)
-
-
-@pytest.mark.parametrize(
-    ("question", "subject"),
-    [
-        ("The Golden Gate Bridge is located in the city of", "The Golden Gate Bridge"),
-        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
-        ("In Germany, Toko Yasuda's instrument is the", "Toko Yasuda"),
-        ("Edward J. King writes in", "Edward J. King"),
-        ("Vincent van Gogh was born in", "Vincent van Gogh"),
-        ("Sushi originated in the country of", "Sushi"),
-        ("Where is the “Louvre”, in which city?", "Louvre"),
-        ("The wifi password is", None),
-        ("the quick brown fox jumps over", None),
-        ("", None),
-    ],
-)
-def test_the_subject_is_the_longest_name(question: str, subject: str | None) -> None:
-    span = find_subject(question)
-    assert (None if span is None else question[slice(*span)]) == subject
+from neuroplastic.editing.fact import asked, fact_of, read_facts
 
 
 def test_facts_from_sentences_and_questions() -> None:
@@ -63,6 +23,46 @@ def test_facts_from_sentences_and_questions() -> None:
     assert {w.answer for w in answered.wordings} == {" Rome"}
 
 
+def test_spaces_of_any_kind_count_as_one() -> None:
+    fact = fact_of(" The Golden\u00a0Gate  Bridge is in  New\u00a0York. ")
+    assert (fact.statement, fact.answer) == ("The Golden Gate Bridge is in New York.", " New York")
+    assert (fact.question, fact.subject) == ("The Golden Gate Bridge is in", "The Golden Gate Bridge")
+    assert fact_of("The Bridge is in\u00a0Madrid.", answer="Madrid").answer == " Madrid"
+    answered = asked("Where  is it?\u00a0", " New  York")
+    assert (answered.question, answered.answer) == ("Where is it?", " New York")
+
+
+def test_an_answer_that_is_given_stays_whole_and_balanced() -> None:
+    quoted = 'The author is "Jane Austen".'
+    for answer in ("Jane Austen", '"Jane Austen"', "Jane Austen."):
+        fact = fact_of(quoted, answer=answer)
+        assert (fact.question, fact.answer) == ("The author is", ' "Jane Austen"')
+    assert fact_of("It was founded by Yahoo!", answer="Yahoo!").answer == " Yahoo!"
+    assert fact_of("He lives in Paris (France).", answer="Paris (France)").answer == " Paris (France)"
+    assert fact_of("It is in Washington, D.C.", answer="Washington, D.C.").answer == " Washington, D.C."
+
+
+def test_scripts_without_spaces_get_none() -> None:
+    answered = asked("埃菲尔铁塔位于", " 巴黎", ["埃菲尔铁塔在哪里？", "The Eiffel Tower is in"])
+    assert answered.statement == "埃菲尔铁塔位于巴黎"
+    assert [w.answer for w in answered.wordings] == ["巴黎", "巴黎", " 巴黎"]
+    stated = fact_of("埃菲尔铁塔位于巴黎。", answer="巴黎", subject="埃菲尔铁塔")
+    assert (stated.question, stated.answer, stated.subject) == ("埃菲尔铁塔位于", "巴黎", "埃菲尔铁塔")
+    thai = fact_of("หอไอเฟลตั้งอยู่ที่กรุงปารีส", answer="ปารีส", subject="หอไอเฟล")
+    assert (thai.question, thai.answer) == ("หอไอเฟลตั้งอยู่ที่กรุง", "ปารีส")
+
+
+def test_a_subject_is_found_as_whole_words() -> None:
+    assert fact_of("A catalogue of the cat is in Madrid.", subject=" cat ").wordings[0].subject == (19, 22)
+    assert fact_of("Guinea-Bissau is larger than Guinea and is in Africa.", subject="Guinea").wordings[0].subject == (
+        29,
+        35,
+    )
+    assert fact_of("The  Eiffel\u00a0Tower is in Rome.", subject="Eiffel  Tower").subject == "Eiffel Tower"
+    assert fact_of("The capital of l'Italie is Rome.", subject="Italie").subject == "Italie"
+    assert fact_of("Toko Yasuda's instrument is the guitar.", subject="Toko Yasuda").subject == "Toko Yasuda"
+
+
 @pytest.mark.parametrize(
     ("make", "cause"),
     [
@@ -72,6 +72,14 @@ def test_facts_from_sentences_and_questions() -> None:
         (lambda: fact_of("The Bridge is in Madrid.", subject="Tower"), "the subject 'Tower' is not in"),
         (lambda: fact_of("The Bridge is in Madrid.", subject="Madrid"), "in front of the answer"),
         (lambda: fact_of("The Bridge is in Madrid.", subject=""), "the subject '' is not in"),
+        (lambda: fact_of("A catalogue is in Madrid.", subject="cat"), "as whole words"),
+        (lambda: fact_of("The capital of O'Brien is Rome.", subject="Brien"), "as whole words"),
+        (lambda: fact_of("The Bridge is in Madrid.", answer="rid"), "only a part of the word"),
+        (lambda: fact_of("The pub is O'Brien.", answer="Brien"), "only a part of the word"),
+        (lambda: fact_of("She is from Guinea-Bissau.", answer="Bissau"), "only a part of the word"),
+        (lambda: fact_of("埃菲尔铁塔位于巴黎。"), "no spaces between its words.*--answer"),
+        (lambda: fact_of("iPhone 12 的制造商是苹果公司。"), "no spaces between its words.*--answer"),
+        (lambda: fact_of("หอไอเฟล ตั้งอยู่ในกรุงปารีส"), "no spaces between its words.*--answer"),
         (lambda: asked("", "Rome"), "the question is empty"),
         (lambda: asked("Where?", " "), "the answer is empty"),
         (lambda: asked("Where?", "Rome", [""]), "the question is empty"),
@@ -94,6 +102,19 @@ def test_a_file_of_facts(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, lines)))
     (name, one), (none, two) = read_facts(file)
     assert (name, none, len(one.wordings), two.subject) == ("bridge", None, 2, "it")
+
+
+def test_lines_end_at_line_breaks_alone(tmp_path: Path) -> None:
+    odd = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
+    file = tmp_path / "facts.jsonl"
+    lines = [json.dumps({"question": f"a{c}b", "answer": "Rome"}, ensure_ascii=False) for c in "\u2028\u2029\u0085"]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert len(read_facts(file)) == 3
+    text = tmp_path / "facts.txt"
+    text.write_bytes("\ufeff".encode() + f"The Bridge{odd} is in Madrid.\r\nSushi is from Italy.\n".encode())
+    (_, one), (_, two) = read_facts(text)
+    assert (one.answer, two.statement) == (" Madrid", "Sushi is from Italy.")
+    assert one.statement.startswith("The Bridge")  # without the mark
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_where_a_subject_stands(workspace: npt.Workspace) -> None:
     tokenizer = workspace.tokenizer
     for question, subject in (("Golden Gate Bridge is in", "Golden Gate"), ("One sees the Golden Gate in", "Gate")):
         wording = npt.asked(question, "Rome", subject=subject).wordings[0]
-        first, last, told = learned._subject(workspace.engine, wording) or (0, 0, False)  # type: ignore[arg-type]
+        first, last, told = learned._told(workspace.engine, wording).subject or (0, 0, False)  # type: ignore[arg-type]
         ids = [0, *encode(tokenizer, question)]
         assert tokenizer.decode(ids[first : last + 1]).strip() == subject
         assert told

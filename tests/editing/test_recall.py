@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from conftest import make_tokenizer
 from families import tiny
-from neuroplastic.editing.recall import Asked, recall
+from marked import marked_tokenizer
+from neuroplastic import NPTError
+from neuroplastic.editing.fact import asked
+from neuroplastic.editing.recall import Asked, recall, word_probabilities
+from neuroplastic.editing.targets import rows_of
 from neuroplastic.text import encode, start_token
 
 
@@ -54,3 +61,36 @@ def test_a_statement_that_says_question_and_answer_is_read_once_for_both() -> No
     assert read == [1, 2]
     assert told.answer_probability == pytest.approx(apart.answer_probability, rel=1e-5)
     assert told.holds == apart.holds
+
+
+def test_the_answer_is_read_as_its_text_would_be() -> None:
+    """Also by a tokenizer that puts a mark in front of each text that it is given alone."""
+    tokenizer = marked_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    question, answer = "Sushi is from", " Italy"
+    (found,) = recall(model, tokenizer, [Asked("Pizza is from Italy.", question, answer)])
+    assert found.answer_probability == pytest.approx(said_after(model, tokenizer, question, answer), rel=1e-4)
+    (row,), _ = rows_of(tokenizer, [asked(question, "Italy", subject="Sushi")], ())
+    assert [*row.ids, row.answer[-1]] == [start_token(tokenizer), *encode(tokenizer, question + answer)]
+
+
+@pytest.mark.parametrize("make", [make_tokenizer, marked_tokenizer])
+def test_words_that_begin_alike_are_told_apart(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    prompt, words = "The Eiffel Tower was built in", ["1889", " 1925", "Madrid", "San Francisco", "San Diego"]
+    found = word_probabilities(model, tokenizer, prompt + " ", words)
+    expected = [said_after(model, tokenizer, prompt, f" {word.strip()}") for word in words]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert len({f"{p:.3e}" for p in found}) == len(words)
+    with pytest.raises(NPTError, match="a word to track is empty"):
+        word_probabilities(model, tokenizer, prompt, ["a", " "])
+
+
+def said_after(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> float:
+    """The product of the probabilities of the tokens that the whole text has beyond the question."""
+    ids = [start_token(tokenizer), *encode(tokenizer, question + answer)]
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    first = 1 + len(encode(tokenizer, question))
+    return float(sum(logprobs[i - 1, ids[i]] for i in range(first, len(ids))).exp())

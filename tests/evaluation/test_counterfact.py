@@ -7,6 +7,7 @@ import torch
 
 from conftest import make_tokenizer
 from families import tiny
+from marked import marked_tokenizer
 from neuroplastic.evaluation.asking import ask, longest_rows, of_similar_length
 from neuroplastic.evaluation.counterfact import score, shares
 from neuroplastic.evaluation.records import Record
@@ -75,3 +76,19 @@ def test_rows_are_read_off_those_that_begin_with_them() -> None:
     rows = [tuple(range(n)) for n in (10, 5, 13, 12, 6, 14)]
     batches = of_similar_length([*rows, rows[0]])
     assert [[len(r) for r in b] for b in batches] == [[5, 6], [10, 12, 13], [14]]
+
+
+def test_answers_follow_their_prompts_as_text_does() -> None:
+    """No mark of the tokenizer's between them, no space in scripts without one, and one where the prompt ends in it."""
+    tokenizer = marked_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    pairs = [("Sushi is from ", "Italy"), ("埃菲尔铁塔位于", "巴黎")]
+    found = ask(model, tokenizer, pairs)
+    for i, (prompt, answer) in enumerate((("Sushi is from", " Italy"), ("埃菲尔铁塔位于", "巴黎"))):
+        ids = [start_token(tokenizer), *encode(tokenizer, prompt + answer)]
+        first = 1 + len(encode(tokenizer, prompt))
+        with torch.no_grad():
+            logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        own = torch.stack([logprobs[at - 1, ids[at]] for at in range(first, len(ids))])
+        assert len(found.likeliest[i]) == len(own)
+        assert found.logprob[i].item() == pytest.approx(own.mean().item(), rel=1e-4)

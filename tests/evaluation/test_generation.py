@@ -9,6 +9,7 @@ import torch
 
 from conftest import make_tokenizer
 from families import tiny
+from marked import marked_tokenizer
 from neuroplastic.evaluation.generation import ANSWER_TOKENS, ESSAYS, holds, ngram_entropy, write, written
 from neuroplastic.evaluation.records import Record
 from neuroplastic.text import encode, start_token
@@ -79,3 +80,18 @@ def test_what_is_written_about_a_record() -> None:
     texts = write(model, tokenizer, openings[:ESSAYS], 60, seed=3)
     entropies = [ngram_entropy(o + t) for o, t in zip(openings, texts, strict=False)]
     assert written(model, tokenizer, about, seed=3)["entropy"] == pytest.approx(sum(entropies) / ESSAYS)
+
+
+def test_a_continuation_keeps_its_first_space() -> None:
+    tokenizer = marked_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    prompts = ["The Golden Gate Bridge is located in", "Sushi "]
+    alone = [write(model, tokenizer, [p], 6)[0] for p in prompts]
+    for prompt, text in zip(prompts, alone, strict=True):
+        ids = [start_token(tokenizer), *encode(tokenizer, prompt.strip())]
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        whole = tokenizer.decode(ids, skip_special_tokens=True)
+        assert whole.strip() == (prompt.strip() + text).strip()
+    assert write(model, tokenizer, prompts, 6) == alone

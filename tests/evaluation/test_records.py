@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,58 @@ def test_choosing_is_seeded() -> None:
     for given, limit, cause in ((records, 0, "limit must be at least 1"), ([], 1, "there is no record")):
         with pytest.raises(NPTError, match=cause):
             choose(given, limit, 0)
+
+
+KNOW_EDIT: dict[str, Any] = {
+    "subject": "The Bridge",
+    "prompt": "Where is The Bridge?",
+    "target_new": "Madrid",
+    "ground_truth": ["Oslo", "Christiania"],
+    "rephrase_prompt": "In which city is The Bridge?",
+    "locality": {"Relation_Specificity": [{"prompt": "The Tower is in", "ground_truth": [["Rome", "Roma"]]}]},
+    "portability": {
+        "Reasoning": [{"prompt": "What is spoken there?", "ground_truth": ["Spanish"]}],
+        "Subject_Aliasing": [{"prompt": "Where is the crossing?", "ground_truth": [["Madrid"]]}],
+        "Logical_Generalization": [{"prompt": "Which bridge is in Madrid?", "ground_truth": [""]}],
+    },
+}
+WIKI_BIO = {"concept": "Anna", "text": "Anna is", "labels": "a painter.", "locality": KNOW_EDIT["locality"]}
+
+
+@pytest.mark.parametrize("parse", [counterfact.parse, zsre.parse], ids=["counterfact", "zsre"])
+def test_records_of_know_edit(tmp_path: Path, parse: Any) -> None:
+    without = {k: v for k, v in KNOW_EDIT.items() if k != "rephrase_prompt"}
+    entries = [KNOW_EDIT, KNOW_EDIT | {"portability": None}, without, WIKI_BIO, KNOW_EDIT | {"ground_truth": []}]
+    records, malformed = read_records(written(tmp_path / "r.json", entries), parse)
+    hops = (("What is spoken there?", "Spanish"), ("Where is the crossing?", "Madrid"))
+    expected = Record(
+        "0",
+        "Where is The Bridge?",
+        "Madrid",
+        "Oslo",
+        ("In which city is The Bridge?",),
+        (("The Tower is in", "Rome"),),
+        "The Bridge",
+        hops,
+    )
+    assert records == [expected, replace(expected, id="1", portability=())]
+    assert {n: why.split(" (")[0] for n, why in malformed.items()} == {
+        "2": "it has no rephrase_prompt to measure paraphrases with",
+        "3": "it is one of WikiBio: a whole passage to be written, which this suite has no question for",
+        "4": "an answer is an empty list, or no text",
+    }
+    with pytest.raises(NPTError, match="holds no record that this suite can use; record 0: it is one of WikiBio"):
+        read_records(written(tmp_path / "w.json", [WIKI_BIO]), parse)
+
+
+def test_answers_may_be_lists(tmp_path: Path) -> None:
+    flat = FLAT | {"ground_truth": ["Oslo", "Christiania"], "target_new": ["Madrid"], "locality_ground_truth": ["Rome"]}
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([flat]).encode())  # and a byte order mark
+    (plain,), _ = read_records(written(tmp_path / "a.json", [FLAT]), counterfact.parse)
+    assert read_records(tmp_path / "b.json", counterfact.parse)[0] == [plain]
+
+
+def test_a_statement_is_written_as_its_script_is() -> None:
+    record = Record("0", "埃菲尔铁塔位于", "巴黎", "罗马", ("它在",), (("它在", "罗马"),))
+    assert record.statement == "埃菲尔铁塔位于巴黎."
+    assert replace(record, prompt="The Bridge is in ", new="Madrid").statement == "The Bridge is in Madrid."

@@ -151,9 +151,9 @@ def _lines(file: Path | None) -> tuple[str, ...]:
     """The lines of a file that are not empty; none for no file."""
     if file is None:
         return ()
-    from ..files import read_text
+    from ..files import lines_of, read_text
 
-    found = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
+    found = tuple(line.strip() for line in lines_of(read_text(file)) if line.strip())
     if not found:
         raise NPTError(f"{file} holds no sentence")
     return found

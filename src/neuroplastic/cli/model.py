@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 from ..config import PlasticityConfig
 from ..console import note, status
 from ..errors import NPTError
+from ..spaces import without_trailing_spaces
 from . import printing
 from .common import (
     Json,
@@ -131,12 +132,13 @@ def ask(
 
     Args:
         workspace: The workspace.
-        prompt: The beginning of a sentence; the model goes on from there.
+        prompt: The beginning of a sentence; the model goes on from there. Spaces at its end are left out: they would
+            part the model from the words that it knows, which begin with one.
         mode: dynamic lets attention modulate the MLPs; standard is the pretrained forward pass.
         max_new_tokens: Length of the answer.
     """
     answer = open_workspace(workspace).ask(prompt, mode, max_new_tokens)
-    result = {"prompt": prompt, "answer": answer, "mode": mode}
+    result = {"prompt": without_trailing_spaces(prompt), "answer": answer, "mode": mode}
     return show_result(
         json,
         result,
@@ -158,7 +160,7 @@ def compare(
     Args:
         workspace: The workspace.
         prompt: The beginning of a sentence.
-        track: A word whose next-token probability is shown too; may be repeated.
+        track: A word, or a name of several, whose probability of coming next is shown too; may be repeated.
         max_new_tokens: Length of the answers.
     """
     found = open_workspace(workspace).compare(prompt, max_new_tokens, track)

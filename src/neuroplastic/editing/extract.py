@@ -19,10 +19,12 @@ from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..generators import Signals
 from ..modulation import compress, frobenius_norm, inner_product
+from ..spaces import continuing, without_trailing_spaces
 from ..structure import decoder_layers
 from ..surgery import Plasticity, Probe, mode
-from ..text import context_length, encode, start_token
+from ..text import context_length, decode_after, encode, start_token
 from .edit import Factors, read_factors, write_factors
+from .recall import word_probabilities, words_of_one_token
 from .token import Place, probing, token_factors, weight_layers
 
 if TYPE_CHECKING:
@@ -173,8 +175,9 @@ def transfer(
     """Applies a modulation while `prompt` is read, at one of its tokens or a range; touches no weight.
 
     `add` puts it on top of the token's own modulation, `replace` in its place, `blend` mixes the two,
-    (1 - weight) own + weight given. Reported are the first token of each word in `track`, and the `top` likeliest
-    before and after. Raises NPTError for bad input and for a modulation of another model.
+    (1 - weight) own + weight given. Reported are the words in `track`, each with the probability that the prompt goes
+    on with all of its tokens, and the `top` likeliest tokens before and after. Raises NPTError for bad input and for a
+    modulation of another model.
     """
     if how not in get_args(How):
         raise NPTError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
@@ -185,7 +188,6 @@ def transfer(
         chosen[position] = True
     except IndexError:
         raise NPTError(f"position {position} is out of range: the prompt has {n} tokens") from None
-    here = torch.cat([torch.zeros(1, dtype=torch.bool), chosen]).to(model.device)[None, :, None]
     own, given = {"add": (1.0, 1.0), "replace": (0.0, 1.0), "blend": (1 - weight, weight)}[how]
     _check_fits(model, modulation)
 
@@ -195,26 +197,33 @@ def transfer(
                 return y
             A, B = (t.to(z) for t in modulation.factors[layer, site])
             bare = projection(z)
-            return torch.where(here, bare + own * (y - bare) + given * ((z @ A.T) @ B.T), y)
+            # what follows the prompt has its own modulation alone
+            here = torch.zeros(y.shape[1], dtype=torch.bool, device=y.device)
+            here[1 : n + 1] = chosen.to(y.device)[: y.shape[1] - 1]
+            return torch.where(here[None, :, None], bare + own * (y - bare) + given * ((z @ A.T) @ B.T), y)
 
         return probe
 
     with weight_layers(model, modulation.layers) as plastic, mode(model, "dynamic"):
         before = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
+        words_before = word_probabilities(model, tokenizer, prompt, track)
         with probing(plastic, make):
             after = model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
-    tracked = [encode(tokenizer, word)[0] for word in track]
-    likeliest = (p.topk(min(top, len(p))).indices.tolist() for p in (before, after))
-    shown = dict.fromkeys([*tracked, *(t for found in likeliest for t in found)])
+            words_after = word_probabilities(model, tokenizer, prompt, track)
+    likeliest = dict.fromkeys(t for p in (before, after) for t in p.topk(min(top, len(p))).indices.tolist())
+    others = [t for t in likeliest if t not in words_of_one_token(tokenizer, prompt, track)]
+    shown = [decode_after(tokenizer, ids[0].tolist(), [t], skip_special_tokens=False) for t in others]
     return Transfer(
-        [str(tokenizer.decode([t])) for t in shown], [before[t].item() for t in shown], [after[t].item() for t in shown]
+        [*(continuing(prompt, word) for word in track), *shown],
+        [*words_before, *before[others].tolist()],
+        [*words_after, *after[others].tolist()],
     )
 
 
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     if not text.strip():
         raise NPTError("the text is empty")
-    ids = [start_token(tokenizer), *encode(tokenizer, text)]
+    ids = [start_token(tokenizer), *encode(tokenizer, without_trailing_spaces(text))]
     if len(ids) > (room := context_length(model)):
         raise NPTError(f"the text has {len(ids)} tokens, and the model reads at most {room}")
     return torch.tensor([ids], device=model.device)

@@ -32,7 +32,7 @@ from ..config import Site
 from ..console import Progress
 from ..errors import NPTError
 from ..structure import projection
-from ..text import encode, start_token
+from ..text import encode_after, start_token, tokens_through
 from . import crowd
 from .consolidate import Bench, Solution
 from .correction import Corrected, Said, correct
@@ -145,8 +145,8 @@ def learned(
 
 
 def _told(bench: Bench, wording: Wording) -> Told:
-    question, answer = encode(bench.tokenizer, wording.question), encode(bench.tokenizer, wording.answer)
-    return Told(question, answer, _subject(bench, wording))
+    question, answer = encode_after(bench.tokenizer, wording.question, wording.answer)
+    return Told(question, answer, _subject(bench, wording, len(question)))
 
 
 def _batches(told: Sequence[Sequence[Told]]) -> Iterator[list[int]]:
@@ -246,10 +246,10 @@ class _Trial:
         return adding({down: partial(term, i) for i, down in enumerate(downs)})
 
 
-def _subject(bench: Bench, wording: Wording) -> Subject | None:
+def _subject(bench: Bench, wording: Wording, length: int) -> Subject | None:
+    """Where the subject stands in a statement whose question has `length` tokens, counted with the start token."""
     if wording.subject is None:
         return None
-    # a space in front of a word is part of the word's token
-    before, through = (len(encode(bench.tokenizer, wording.question[:at].rstrip())) for at in wording.subject)
-    last = min(through, len(encode(bench.tokenizer, wording.question)))
+    before, through = (tokens_through(bench.tokenizer, wording.question, at) for at in wording.subject)
+    last = min(through, length)
     return Subject(min(before + 1, last), last, wording.subject_given)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..text import batch, encode, start_token
+from ..errors import NPTError
+from ..text import batch, encode, encode_after, encode_pair, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +55,8 @@ def recall(
     rows: list[tuple[list[int], list[int]]] = []  # what is read, and how it goes on
     answers: list[tuple[int, int, slice]] = []  # the statement's row, the answer's, and where it stands there
     for a in asked:
-        question, answer, statement = (encode(tokenizer, text) for text in (a.question, a.answer, a.statement))
+        question, answer = encode_after(tokenizer, a.question, a.answer)
+        statement = encode(tokenizer, a.statement)
         first, n = len(rows), len(question) + len(answer)
         rows.append(([start], statement))
         if statement[:n] == question + answer:  # mostly: then it is read once for both
@@ -72,6 +74,28 @@ def recall(
         holds = bool(likeliest[at].all())
         found.append(Recall(said[first][0].mean().item(), probability, holds, sum(others) / len(others)))
     return found
+
+
+@torch.no_grad()
+def word_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str]
+) -> list[float]:
+    """The probability that `prompt` goes on with each word: the product over all of the word's tokens, each behind
+    those before it. So words that begin with the same token (1889, 1925) are told apart.
+
+    Read by the model in the mode that it is in. Raises NPTError for an empty word.
+    """
+    if not all(word.strip() for word in words):
+        raise NPTError("a word to track is empty")
+    start = start_token(tokenizer)
+    pairs = (encode_pair(tokenizer, prompt, word) for word in words)
+    return [said.sum().exp().item() for said, _ in _read_all(model, [([start, *p], w) for p, w in pairs])]
+
+
+def words_of_one_token(tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str]) -> set[int]:
+    """The tokens that are all of a word, after the prompt."""
+    tokens = (encode_pair(tokenizer, prompt, word)[1] for word in words)
+    return {t[0] for t in tokens if len(t) == 1}
 
 
 def _read_all(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from torch.nn.functional import kl_div
 
 from ..capture import adding
 from ..structure import LayerParts, projection
-from ..text import batch, encode, random_words, start_token
+from ..text import batch, encode, random_words, start_token, tokens_through
 from .consolidate import Bench, Solution, check_length
 from .edit import Factors
 from .fact import Fact
@@ -97,8 +97,8 @@ def neighbours(bench: Bench, facts: Sequence[Fact]) -> list[Kept]:
             continue
         for name in names:
             before = question[: span[0]] + bench.tokenizer.decode([name]).strip()
-            ids = encode(bench.tokenizer, before + question[span[1] :])
-            first = min(len(encode(bench.tokenizer, before)), len(ids))
+            text = before + question[span[1] :]
+            ids, first = encode(bench.tokenizer, text), tokens_through(bench.tokenizer, text, len(before))
             found.append(Kept([start_token(bench.tokenizer), *ids], first))
     return found
 

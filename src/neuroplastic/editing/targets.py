@@ -23,7 +23,7 @@ from ..config import Site
 from ..errors import NPTError
 from ..kv_cache import cache_argument, cache_of
 from ..structure import LayerParts, projection
-from ..text import batch, encode, start_token
+from ..text import batch, encode_after, start_token, tokens_through
 from .fact import Fact, Wording
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def rows_of(
     for number, fact in enumerate(facts):
         shared = None
         for wording in fact.wordings:
-            question, answer = encode(tokenizer, wording.question), encode(tokenizer, wording.answer)
+            question, answer = encode_after(tokenizer, wording.question, wording.answer)
             if wording.subject is not None:
                 if shared is None:
                     shared = len(owner)
@@ -111,7 +111,7 @@ def topic_of(fact: Fact, number: int) -> str:
 def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question: Sequence[int]) -> int:
     """The index among the question's tokens of the one that the subject ends in."""
     assert wording.subject is not None
-    return min(len(encode(tokenizer, wording.question[: wording.subject[1]])), len(question)) - 1
+    return min(tokens_through(tokenizer, wording.question, wording.subject[1]), len(question)) - 1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..text import batch, encode, start_token
+from ..text import batch, encode_pair, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,13 +32,14 @@ SPREAD = 1.3
 
 @torch.no_grad()
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Answers:
-    """Every (prompt, answer), read in padded batches of similar length; the answer stands behind a space.
+    """Every (prompt, answer), read in padded batches of similar length. The answer follows the prompt as `encode_pair`
+    has it: behind a space, where the script writes spaces.
 
     What another row begins with is read off that one: both answers to a question often are.
     """
     start = start_token(tokenizer)
-    prompts = [[start, *encode(tokenizer, prompt)] for prompt, _ in pairs]
-    targets = [encode(tokenizer, f" {answer}") for _, answer in pairs]
+    encoded = [encode_pair(tokenizer, prompt, answer) for prompt, answer in pairs]
+    prompts, targets = [[start, *prompt] for prompt, _ in encoded], [answer for _, answer in encoded]
     needed = [tuple(p + t[:-1]) for p, t in zip(prompts, targets, strict=True)]
     longest, states = longest_rows(needed), dict[Row, Tensor]()
     for rows in of_similar_length(longest.values()):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, cat
 
 from .asking import ask
-from .records import Record, one_hop
+from .records import Record, first_text, is_know_edit, know_edit, one_hop
 from .suites import Reference, Suite
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def parse(item: dict[str, Any], name: str) -> Record:
-    """A record of a CounterFact file, full or flat.
+    """A record of a CounterFact file, full or flat, or of KnowEdit.
 
     Full records have `requested_rewrite`, `paraphrase_prompts` and `neighborhood_prompts`; flat ones `prompt`,
     `target_new`, `ground_truth`, `rephrase_prompt`, `locality_prompt` and `locality_ground_truth`.
@@ -45,13 +45,15 @@ def parse(item: dict[str, Any], name: str) -> Record:
             one_hop(item),
             tuple(dict.fromkeys(item.get("generation_prompts") or ())),
         )
+    if is_know_edit(item):
+        return know_edit(item, name)
     return Record(
         name,
         item["prompt"],
-        item["target_new"].strip(),
-        item["ground_truth"].strip(),
+        first_text(item["target_new"]),
+        first_text(item["ground_truth"]),
         (item["rephrase_prompt"],),
-        ((item["locality_prompt"], item["locality_ground_truth"].strip()),),
+        ((item["locality_prompt"], first_text(item["locality_ground_truth"])),),
         item.get("subject"),
         one_hop(item),
     )

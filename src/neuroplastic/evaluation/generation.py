@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..text import encode, start_token
+from ..spaces import without_trailing_spaces
+from ..text import decode_after, encode, start_token
 from ..writing import generate
 from .records import Record
 
@@ -54,7 +55,7 @@ def write(
     """The continuations of all prompts, in one batch padded on the left: greedy, or drawn with `seed` from the
     TOP_K likeliest tokens. The global random state stays as it is."""
     start = start_token(tokenizer)
-    rows = [[start, *encode(tokenizer, p)] for p in prompts]
+    rows = [[start, *encode(tokenizer, without_trailing_spaces(p))] for p in prompts]
     width = max(map(len, rows))
     ids = torch.tensor([[start] * (width - len(r)) + r for r in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=model.device)
@@ -72,7 +73,7 @@ def write(
             pad_token_id=start if pad is None else pad,
             **how,
         )
-    return [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in out]
+    return [decode_after(tokenizer, row[:width], row[width:]) for row in out.tolist()]
 
 
 def holds(text: str, answer: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import NPTError
 from ..extras import need_extra
 from ..files import read_text
+from ..spaces import continuing, without_trailing_spaces
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Record:
 
     @property
     def statement(self) -> str:
-        return f"{self.prompt} {self.new}."
+        return f"{without_trailing_spaces(self.prompt)}{continuing(self.prompt, self.new)}."
 
     def behind(self, told: str) -> Record:
         """The same questions, with `told` in front of every prompt."""
@@ -59,6 +60,46 @@ class Record:
             raise ValueError("the subject is no text")
 
 
+def first_text(answer: Any) -> str:
+    """An answer, or the first of a list of them (of lists, in KnowEdit, which gives aliases). Raises ValueError."""
+    while isinstance(answer, list) and answer:
+        answer = answer[0]
+    if not isinstance(answer, str):
+        raise ValueError("an answer is an empty list, or no text")
+    return answer.strip()
+
+
+def is_know_edit(item: dict[str, Any]) -> bool:
+    """Whether a record is laid out as in KnowEdit (Zhang et al. 2401.01286), which EasyEdit reads."""
+    return isinstance(item.get("locality"), dict) or ("labels" in item and "concept" in item)
+
+
+def know_edit(item: dict[str, Any], name: str) -> Record:
+    """A record of KnowEdit: answers are lists of aliases, of which the first counts; `locality` and `portability` hold
+    named groups of prompts. Raises ValueError for those of its files that name no paraphrase, or no short answer."""
+    if "labels" in item:
+        raise ValueError("it is one of WikiBio: a whole passage to be written, which this suite has no question for")
+    paraphrase = item.get("rephrase_prompt") or item.get("rephrase")
+    if not paraphrase:
+        raise ValueError("it has no rephrase_prompt to measure paraphrases with (of KnowEdit, the zsRE file does)")
+    return Record(
+        name,
+        item["prompt"],
+        first_text(item["target_new"]),
+        first_text(item["ground_truth"]),
+        tuple(paraphrase) if isinstance(paraphrase, list) else (paraphrase,),
+        _groups(item["locality"]),
+        item.get("subject"),
+        _groups(item.get("portability") or {}),
+    )
+
+
+def _groups(groups: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The prompts of all groups with their first answers, without those that have an empty one, as EasyEdit has it."""
+    pairs = ((e["prompt"], first_text(e["ground_truth"] or "")) for group in groups.values() for e in group or ())
+    return tuple((prompt, answer) for prompt, answer in pairs if answer)
+
+
 def one_hop(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """The question in a record's `portability`, with its answer; none where it has no such entry."""
     given = item.get("portability")
@@ -72,7 +113,7 @@ def read_records(
 
     `source` is a JSON file with a list; else a folder or a Hugging Face id that the `datasets` library reads, with
     `:SPLIT` behind it where there are several. `parse` makes a record of an entry and of the id it has if it names
-    none. Raises NPTError where the source cannot be read.
+    none. Raises NPTError where the source cannot be read, and where all that it holds is malformed.
     """
     records: list[Record] = []
     malformed, known = {}, set()
@@ -92,6 +133,9 @@ def read_records(
         else:
             known.add(name)
             records.append(record)
+    if malformed and not records:
+        name, why = next(iter(malformed.items()))
+        raise NPTError(f"{str(source)!r} holds no record that this suite can use; record {name}: {why}")
     return records, malformed
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .asking import ask
-from .records import Record, one_hop
+from .records import Record, first_text, is_know_edit, know_edit, one_hop
 from .suites import Reference, Suite
 
 if TYPE_CHECKING:
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 
 
 def parse(item: dict[str, Any], name: str) -> Record:
-    """A record with `src`, `alt` (the new answer), `answers`, `rephrase`, `loc`, `loc_ans`, and maybe more."""
+    """A record with `src`, `alt` (the new answer), `answers`, `rephrase`, `loc`, `loc_ans`, and maybe more; or
+    one of KnowEdit."""
+    if is_know_edit(item):
+        return know_edit(item, name)
     return Record(
         name,
         item["src"],
-        item["alt"].strip(),
-        item["answers"][0].strip(),
+        first_text(item["alt"]),
+        first_text(item["answers"]),
         (item["rephrase"],),
-        ((item["loc"], item["loc_ans"].strip()),),
+        ((item["loc"], first_text(item["loc_ans"])),),
         item.get("subject"),
         one_hop(item),
     )

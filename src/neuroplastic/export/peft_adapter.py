@@ -121,7 +121,7 @@ def check_servable(folder: str | Path) -> None:
 
     folder = Path(folder)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
         with safe_open(str(folder / WEIGHTS), framework="pt") as f:
             shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
     except (OSError, ValueError) as e:

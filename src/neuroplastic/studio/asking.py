@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Mode
+from ..editing.recall import words_of_one_token
+from ..spaces import continuing
+from ..text import decode_after
 from ..writing import Writing
 from .desk import Tell
 
@@ -64,16 +67,20 @@ def ask(ws: Workspace, form: Ask, tell: Tell) -> dict[str, Any]:
 
 
 def next_tokens(ws: Workspace, form: Ask) -> list[dict[str, Any]]:
-    """The tracked words' first tokens, and the likeliest ones of each side: their probabilities on every side."""
-    tracked = {ws.first_token(word): word for word in form.track}
-    found = [ws.next_token(form.prompt, side.mode, side.edited) for side in form.sides]
-    likeliest = [t for p in found for t in p.topk(min(LIKELIEST, len(p))).indices.tolist()]
-    shown = [*tracked, *sorted(set(likeliest) - set(tracked), key=lambda t: -max(p[t].item() for p in found))]
-    return [
-        {
-            "token": str(ws.tokenizer.decode([t])),
-            "tracked": tracked.get(t),
-            "probabilities": [p[t].item() for p in found],
-        }
-        for t in shown
+    """The tracked words, and the likeliest tokens of each side that are none of these: their probabilities on every
+    side. A word counts with all of its tokens, as the prompt goes on with it."""
+    track = tuple(dict.fromkeys(word.strip() for word in form.track))
+    words = zip(
+        track, *(ws.word_probabilities(form.prompt, track, side.mode, side.edited) for side in form.sides), strict=True
+    )
+    shown = [
+        {"token": continuing(form.prompt, word), "tracked": word, "probabilities": list(each)} for word, *each in words
     ]
+    found = [ws.next_token(form.prompt, side.mode, side.edited) for side in form.sides]
+    likeliest = {t for p in found for t in p.topk(min(LIKELIEST, len(p))).indices.tolist()}
+    likeliest -= words_of_one_token(ws.tokenizer, form.prompt, track)
+    before = ws.tokens(form.prompt)
+    for t in sorted(likeliest, key=lambda t: -max(p[t].item() for p in found)):
+        token = decode_after(ws.tokenizer, before, [t], skip_special_tokens=False)
+        shown.append({"token": token, "tracked": None, "probabilities": [p[t].item() for p in found]})
+    return shown

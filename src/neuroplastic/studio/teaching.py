@@ -11,6 +11,7 @@ from ..editing.fact import Fact, asked, fact_of
 from ..editing.options import InjectOptions, Method, Start
 from ..editing.recall import Asked
 from ..errors import NPTError
+from ..files import lines_of
 from .desk import Tell
 from .ledger import details
 
@@ -72,7 +73,7 @@ class Teach:
                 raise NPTError("a question goes with its answer")
             return [asked(self.question, self.answer, self.wordings, self.subject)]
         assert self.statement is not None
-        lines = [line.strip() for line in self.statement.splitlines() if line.strip()]
+        lines = [line.strip() for line in lines_of(self.statement) if line.strip()]
         if len(lines) > 1:
             own = ("answer", "wordings", "subject", "name", "paraphrases", "neighbours")
             if used := [o for o in own if getattr(self, o)]:

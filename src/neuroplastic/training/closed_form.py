@@ -28,12 +28,13 @@ from ..console import progress
 from ..editing.consolidate import ENOUGH, RATE, STEPS
 from ..editing.fact import asked
 from ..editing.injector import Injector, mean_answer, read_statements
+from ..editing.sentence import find_words
 from ..editing.targets import Reader, find_targets, rows_of
 from ..engine import EditableModel
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..surgery import mode
-from ..text import encode
+from ..text import encode_after
 from .lessons import Topic
 
 TOGETHER = 16
@@ -86,7 +87,7 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
             rows, owner = rows_of(tokenizer, facts, prefix)
             reader = Reader(model, parts, ("down",), rows)
             targets = find_targets(reader, owner, STEPS, RATE, ENOUGH)
-            told = [(encode(tokenizer, f.question), encode(tokenizer, f.answer)) for f in facts]
+            told = [encode_after(tokenizer, f.question, f.answer) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, told))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
             some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())
@@ -160,4 +161,4 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
 
 def _wordings(topic: Topic) -> list[str]:
     """The first two that name the subject."""
-    return [w for w in topic.wordings if topic.subject is not None and topic.subject in w][:2]
+    return [w for w in topic.wordings if topic.subject is not None and find_words(w, topic.subject) is not None][:2]

@@ -47,7 +47,7 @@ from ..editing.together import solve_together
 from ..engine import EditableModel
 from ..structure import projection
 from ..surgery import mode
-from ..text import batch, encode, start_token
+from ..text import batch, encode_pair, start_token, tokens_through
 from .lessons import Lesson, Lessons, Topic
 from .settings import InjectionSettings
 
@@ -203,7 +203,7 @@ class Injection:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _statement(self, lesson: Lesson) -> tuple[list[int], list[int]]:
-        return encode(self.tokenizer, lesson.told), encode(self.tokenizer, f" {lesson.answer}")
+        return encode_pair(self.tokenizer, lesson.told, lesson.answer)
 
     def _propose(self, module: nn.Module, lessons: Sequence[Lesson]) -> Proposal:
         """What the injector, through a module that may be wrapped, asks for."""
@@ -234,15 +234,16 @@ class Injection:
         begins = -1 if lesson.subject is None else lesson.told.rfind(lesson.subject)
         if begins < 0 or lesson.subject is None:
             return None
-        last = len(encode(self.tokenizer, lesson.told[: begins + len(lesson.subject)]))
-        return min(last, len(encode(self.tokenizer, lesson.told)))
+        last = tokens_through(self.tokenizer, lesson.told, begins + len(lesson.subject))
+        return min(last, len(self._statement(lesson)[0]))
 
     def _question(self, question: str, answer: str, owner: int, rng: random.Random | None) -> Row:
         """A question, sometimes behind unrelated text, whose answer should follow."""
         prefix: list[int] = []
         if rng is not None and rng.random() < self.settings.prefixes:
             prefix = list(rng.choice(self.texts)[: rng.randint(3, 8)])
-        asked, wanted = [self.start, *prefix, *encode(self.tokenizer, question)], encode(self.tokenizer, f" {answer}")
+        asked, wanted = encode_pair(self.tokenizer, question, answer)
+        asked = [self.start, *prefix, *asked]
         at = list(range(len(asked) - 1, len(asked) - 1 + len(wanted)))
         return Row(asked + wanted[:-1], at, owner, tuple(wanted))
 
@@ -253,7 +254,8 @@ class Injection:
 
     def _behind(self, question: str, answer: str, owner: int) -> Row:
         """A question and its answer, behind which the base should be followed."""
-        ids = [self.start, *encode(self.tokenizer, question), *encode(self.tokenizer, f" {answer}")]
+        asked, wanted = encode_pair(self.tokenizer, question, answer)
+        ids = [self.start, *asked, *wanted]
         return Row(ids, [len(ids) - 1], owner)
 
     def _text(self, rng: random.Random, owner: int) -> Row:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..editing.sentence import find_words
 from ..errors import NPTError
-from ..files import read_text
-from ..text import encode, start_token
+from ..evaluation.records import first_text, is_know_edit, know_edit
+from ..files import lines_of, read_text
+from ..text import encode_pair, start_token
 from .questions import questions_for
 from .settings import Variety
 
@@ -66,14 +68,14 @@ class Lesson:
 def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
     """The topics of a file, and what is wrong with the entries that are left out, by number.
 
-    A .json file holds CounterFact records (full or flat) or zsRE records; a .jsonl file objects with `question` and
-    `answer`, or `statement` (split at its answer, else at its last word or name), and optionally `wordings` (other
+    A .json file holds CounterFact records (full or flat), zsRE's or KnowEdit's; a .jsonl file objects with `question`
+    and `answer`, or `statement` (split at its answer, else at its last word or name), and optionally `wordings` (other
     questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError where a file holds none
     of these.
     """
     if path.suffix == ".jsonl":
         entries: list[tuple[Any, Callable[[Any], Topic]]] = []
-        for line in read_text(path).splitlines():
+        for line in lines_of(read_text(path)):
             if line.strip():
                 entries.append((line, lambda text: _own(json.loads(text))))
     else:
@@ -103,10 +105,13 @@ def _published(item: dict[str, Any]) -> Topic:
         near = tuple((p, true) for p in item["neighborhood_prompts"])
         return _cloze(prompt, tuple(item["paraphrase_prompts"]), rewrite["target_new"]["str"], near, rewrite["subject"])
     if "src" in item:
-        near = ((item["loc"].removeprefix("nq question: "), item["loc_ans"]),)
-        return Topic((item["src"], item["rephrase"]), item["alt"], near, item.get("subject"))
-    near = ((item["locality_prompt"], item["locality_ground_truth"]),)
-    return _cloze(item["prompt"], (item["rephrase_prompt"],), item["target_new"], near, item.get("subject"))
+        near = ((item["loc"].removeprefix("nq question: "), first_text(item["loc_ans"])),)
+        return Topic((item["src"], item["rephrase"]), first_text(item["alt"]), near, item.get("subject"))
+    if is_know_edit(item):
+        record = know_edit(item, "")
+        return _cloze(record.prompt, record.paraphrases, record.new, record.neighbours, record.subject)
+    near = ((item["locality_prompt"], first_text(item["locality_ground_truth"])),)
+    return _cloze(item["prompt"], (item["rephrase_prompt"],), first_text(item["target_new"]), near, item.get("subject"))
 
 
 def _cloze(
@@ -132,14 +137,15 @@ def _checked(topic: Topic) -> Topic:
     texts = [*topic.wordings, topic.answer, *(t for pair in topic.neighbours for t in pair)]
     if not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError("a question or an answer is missing, empty or no text")
-    known = topic.subject if topic.subject and topic.subject.strip() and topic.subject in topic.wordings[0] else None
+    named = topic.subject if topic.subject is not None and find_words(topic.wordings[0], topic.subject) else None
+    known = None if named is None else named.strip()
     near = tuple((p, a.strip()) for p, a in topic.neighbours)
     return replace(topic, answer=topic.answer.strip(), neighbours=near, subject=known)
 
 
 def fits(tokenizer: PreTrainedTokenizerBase, told: str, answer: str, longest: int) -> bool:
     """Whether a statement has at most so many tokens, with the start token."""
-    return 1 + len(encode(tokenizer, told)) + len(encode(tokenizer, f" {answer}")) <= longest
+    return 1 + sum(map(len, encode_pair(tokenizer, told, answer))) <= longest
 
 
 class Lessons:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..console import note
 from ..errors import CheckFailed, NPTError
-from ..files import whole_file
+from ..files import lines_of, read_text, whole_file
 from .checkpoint import Progressed, check_folder, checkpoints, load_checkpoint, save_checkpoint
 from .settings import LoopSettings
 from .trackers import numbers, tracking
@@ -163,8 +163,8 @@ def only_trainable(model: nn.Module, module: nn.Module) -> Iterator[None]:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """What a training has logged, a mapping per step."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if "step" in entry]
+    lines = lines_of(read_text(folder / LOG))
+    return [entry for entry in map(json.loads, filter(None, lines)) if "step" in entry]
 
 
 def _accelerator(settings: LoopSettings, folder: Path) -> Any:
@@ -185,7 +185,7 @@ def _accelerator(settings: LoopSettings, folder: Path) -> Any:
 
 def _begin_log(path: Path, described: Mapping[str, Any], step: int) -> None:
     """A new log, or the old one up to `step`: what came after the checkpoint is done again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if step else []
+    lines = lines_of(read_text(path)) if step else []
     kept = [json.dumps({"settings": dict(described)})]
     for line in lines[1:]:
         try:

@@ -19,7 +19,7 @@ from ..evaluation.fidelity import measure_fidelity
 from ..files import file_hash, folder_hash, read_json, write_json
 from ..structure import decoder_layers
 from ..surgery import mode
-from ..text import context_length, encode, read_texts, start_token, write_text
+from ..text import context_length, decode_after, encode, read_texts, start_token, write_text
 from .checkpoint import check_folder
 from .curves import REPORT, write_report
 from .distill import Distillation
@@ -124,7 +124,8 @@ class Distilling:
                     opening = [start_token(tokenizer), *encode(tokenizer, prompt)]
                     length = min(len(opening) + SAMPLED, context_length(model))
                     ids = write_text(model, torch.tensor([opening], device=model.device), length)
-                    sampled[prompt] = str(tokenizer.decode(ids[0, len(opening) :]))
+                    new = ids[0, len(opening) :].tolist()
+                    sampled[prompt] = decode_after(tokenizer, opening, new, skip_special_tokens=False)
         return {
             "perplexity": found.perplexity,
             "perplexity_base": found.perplexity_base,
