@@ -353,7 +353,7 @@ def test_line_separators_are_escaped_in_streams(
     odd = "a\u2028b\u2029c\x85d"
     decode = type(workspace.tokenizer).decode
     monkeypatch.setattr(type(workspace.tokenizer), "decode", lambda *a, **k: odd + decode(*a, **k))
-    body = {"model": name_of(api), "messages": TALK, "max_tokens": 3, "stream": True}
+    body: dict[str, Any] = {"model": name_of(api), "messages": TALK, "max_tokens": 3, "stream": True}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
