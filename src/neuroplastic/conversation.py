@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,11 @@ def refuse_left_out(
     """Raises NPTError, naming the field, where the template would leave out a part of a message: where the
     conversation reads the same without it."""
     whole = render(tokenizer, messages, variables)
+    shown = _shown(tokenizer, messages, variables)
     for number, message in enumerate(messages):
         for field, value in message.items():
-            if field == "role" or not value or (isinstance(value, str) and not value.strip()):
+            empty = not value or (isinstance(value, str) and not value.strip())
+            if field == "role" or empty or (number, field) in shown:
                 continue
             without = {k: v for k, v in message.items() if k != field}
             if field == "content":
@@ -61,3 +64,24 @@ def refuse_left_out(
                     f"the model's chat template leaves out {field!r} of message {number + 1}, of the role "
                     f"{message['role']!r}: the model would not read it; leave it out, or say it in another message"
                 )
+
+
+def _shown(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any] | None
+) -> set[tuple[int, str]]:
+    """(number of the message, field) of texts that the template shows for sure: put other texts in their places, all at
+    once, and they are there to be read. What is not found so is not left out for sure: a template may insist on a form.
+    """
+    marks = {
+        (number, field): f"mark{number}of{place}end"
+        for number, message in enumerate(messages)
+        for place, (field, value) in enumerate(message.items())
+        if field != "role" and isinstance(value, str) and value.strip()
+    }
+    marked = [{k: marks.get((number, k), v) for k, v in m.items()} for number, m in enumerate(messages)]
+    try:
+        read = render(tokenizer, marked, variables)
+    except NPTError:
+        return set()
+    found = set(re.findall(r"mark\d+of\d+end", read))
+    return {place for place, mark in marks.items() if mark in found}

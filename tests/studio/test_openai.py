@@ -251,6 +251,14 @@ def test_a_template_that_leaves_out_a_message_or_fails_is_named(api: openai.Open
     with pytest.raises(openai.BadRequestError, match="leaves out 'content' of message 1, of the role 'system'"):
         prompt_tokens(api, TALK)
     assert prompt_tokens(api, TALK[1:]) > 0
+    workspace.tokenizer.chat_template = (
+        "{{ messages[0].content }}{% if messages | length != 2 %}{{ raise_exception('two') }}{% endif %}"
+    )
+    with pytest.raises(openai.BadRequestError, match="leaves out 'content' of message 2, of the role 'user'"):
+        prompt_tokens(api, TALK)
+    first = "{% if 'short' not in messages[0].content %}{{ raise_exception('be short') }}{% endif %}"
+    workspace.tokenizer.chat_template = first + "{{ messages[1].content }}"  # it insists on what it does not show
+    assert prompt_tokens(api, TALK) > 0
     workspace.tokenizer.chat_template = "{{ messages[0].content + 1 }}"
     with pytest.raises(openai.BadRequestError, match="does not take these messages: TypeError"):
         prompt_tokens(api, TALK)
