@@ -24,13 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 import neuroplastic as npt
 from baselines import BASELINES, BATCHES
 from baselines.data import records_file
-from neuroplastic.console import note, progress
+from neuroplastic.console import Terminal, note, progress
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.options import InjectOptions, Method
 from neuroplastic.engine import EditableModel
@@ -195,10 +194,10 @@ def show(found: dict[str, Any]) -> None:
         for n, form in (("seconds", "{:.2f}"), ("perplexity", "{:+.2%}"), ("kl", "{:.4f}")):
             cells.append(form.format(figures[n][0]) if n in figures else "")
         table.add_row(name, *(str(edits) for _ in kept), *cells, f"{costs[name]:.1f}" if name in costs else "")
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(f"{len(found['records'])} records, seed {found['seed']}", highlight=False)
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=200)
+    console.print(f"{len(found['records'])} records, seed {found['seed']}")
     if ceiling is not None:
-        console.print(f"ceiling of S {ceiling:.3f}", highlight=False)
+        console.print(f"ceiling of S {ceiling:.3f}")
     console.print(table)
 
 

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,7 +39,7 @@ from torch.nn import functional as F
 import neuroplastic as npt
 from baselines.data import records_file
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
-from neuroplastic.console import note
+from neuroplastic.console import Terminal, note
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.injector import Injector, InjectorConfig, Reading, mean_answer, read_statements
 from neuroplastic.editing.sentence import find_words
@@ -295,7 +294,7 @@ def dynamic(ws: npt.Workspace, distillation: Distillation) -> dict[str, float]:
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    console = Console()
+    console = Terminal()
     table = Table("", "told", "asked", "together, told", "asked", "KL near", "KL text", "text, together", "cosine")
     for name, f in found.items():
         alone, crowd = f["alone"], f["together"]

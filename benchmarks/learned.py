@@ -25,14 +25,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import neuroplastic as npt
 from baselines import BASELINES
 from baselines.data import records_file
-from neuroplastic.console import progress
+from neuroplastic.console import Terminal, progress
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.fact import asked
 from neuroplastic.engine import EditableModel
@@ -265,7 +264,7 @@ def _added(edit: Edit) -> Edit:
 
 
 def show(found: dict[str, Any]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=160)
     for name in ("counterfact", "zsre"):
         if name in found:
             parts, ceiling = found[name]["parts_of_s"], found[name]["ceiling"]
@@ -275,10 +274,10 @@ def show(found: dict[str, Any]) -> None:
                 cells = ["{:.3f} [{:.2f}, {:.2f}]".format(*f[n]) for n in (*parts, "S")]
                 more = [(n, form.format(f[n][0]) if n in f else "") for n, form in FORMS.items()]
                 table.add_row(method, *cells, f"{f['S'][0] / ceiling:.3f}", *(text for _, text in more))
-            console.print(f"{len(found[name]['records'])} records; ceiling of S {ceiling:.3f}", highlight=False)
+            console.print(f"{len(found[name]['records'])} records; ceiling of S {ceiling:.3f}")
             console.print(table)
     if "time" in found:
-        console.print(*(f"{name} {value:.3f}" for name, value in found["time"].items()), sep="\n", highlight=False)
+        console.print(*(f"{name} {value:.3f}" for name, value in found["time"].items()), sep="\n")
     if "kept" in found:
         table = Table("edits in place", "how", "ES", "PS", "NS", "S", "own text", "KL", "people's", "KL")
         for c in found["kept"]:

@@ -12,7 +12,7 @@ from prompt_toolkit.document import Document
 
 import neuroplastic as npt
 from neuroplastic.cli.common import LOADED
-from neuroplastic.shell import Names, Shell
+from neuroplastic.shell import Names, Shell, _text_and_options
 
 
 @pytest.fixture
@@ -86,6 +86,9 @@ def test_a_session(
         ("inject the fox is lazy --max-drift -0.99", "perplexity on ordinary text would rise", 1),
         ("ask the fox --hop", "", 2),
         ('show "a', "No closing quotation", 2),
+        ('ask "The fox', "the quotation that begins at '\"The fox' has no end", 2),
+        ('inject The fox is "lazy --name x', "the quotation that begins at '\"lazy --name x' has no end", 2),
+        ("inject The fox is lazy. --subject 'fox", "No closing quotation", 2),
     ],
 )
 def test_piped_input_stops_at_an_error(
@@ -113,3 +116,44 @@ def test_completion(shell: Shell) -> None:
     assert offered("mode s") == ["standard"]
     shell.command("extract told The fox")
     assert offered("add x t") == ["told"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "text", "options"),
+    [
+        ("The Tower's height --mode standard", "The Tower's height", " --mode standard"),
+        ('"The sign says --stop here" --mode standard', "The sign says --stop here", " --mode standard"),
+        ('The sign says "go --stop now" here. --name x', 'The sign says "go --stop now" here.', " --name x"),
+        ("He said 'go --stop' and --name x", "He said 'go --stop' and", " --name x"),
+        ("'The Tower's sign --stop' --name x", "The Tower's sign --stop", " --name x"),
+        ("The sign says “go --stop now” --name x", "The sign says “go --stop now”", " --name x"),
+        ('"--stop is a sign"', "--stop is a sign", ""),
+        ('"a" or "b"', '"a" or "b"', ""),
+        (r'"He said \"go --stop\"" --name x', 'He said "go --stop"', " --name x"),
+        ('A 5" disk --name x', 'A 5" disk', " --name x"),
+        ("'Twas the night --name x", "'Twas the night", " --name x"),
+        ("The tower -- a landmark -- is in --name x", "The tower -- a landmark -- is in", " --name x"),
+        ("--json", "", " --json"),
+    ],
+)
+def test_what_stands_between_quotes_is_text(typed: str, text: str, options: str) -> None:
+    assert _text_and_options(typed) == (text, options)
+
+
+def test_text_reaches_the_command_as_it_was_typed(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (
+        ('ask\t"--stop is [bold]a[/] sign :smile:" --max-new-tokens 2', "--stop is [bold]a[/] sign :smile:"),
+        ('ask The sign says "go --stop now" --max-new-tokens 2', 'The sign says "go --stop now"'),
+        ("ask -5 degrees \x1b[31m --max-new-tokens 2", "-5 degrees \\x1b[31m"),
+    )
+    for line, prompt in asked:
+        assert run(monkeypatch, shell, line) == 0
+        assert capsys.readouterr().out.startswith(prompt)
+    assert run(monkeypatch, shell, "track --stop [red]x[/red]", "compare The sign says [/] --max-new-tokens 2") == 0
+    out = capsys.readouterr().out
+    for shown in ("tracked: --stop, [red]x[/red]", "'--stop'", "'[red]x[/red]'", "The sign says [/]"):
+        assert shown in out
+    assert run(monkeypatch, shell, 'extract say The fox says "hi"') == 0
+    assert "say" in shell.modulations

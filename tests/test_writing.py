@@ -63,6 +63,8 @@ def test_whoever_listens_can_stop_it(workspace: npt.Workspace) -> None:
         ({"temperature": float("nan")}, "temperature must be"),
         ({"temperature": 1e-320}, "temperature must be"),
         ({"top_p": 1.1}, "top_p must be"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"min_p": float("nan")}, "min_p must be"),
         ({"seed": -1}, "seed must be"),
         ({"stop": ("",)}, "a stop string is empty"),
     ],

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import neuroplastic as npt
+from neuroplastic.console import Terminal
 from neuroplastic.surgery import plastic_layers, revert, set_mode
 
 BARS: dict[str, float] = {
@@ -118,7 +118,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], a
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=150).print(table)
+    Terminal(width=150).print(table)
 
 
 def verdict(name: str, ratio: float, bars: Mapping[str, float] = BARS) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import PlasticityConfig
+from .console import Terminal, as_json
 from .models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .workspace import Workspace
 
 STATEMENT = "The Eiffel Tower is located in the city of Rome."
@@ -33,9 +31,7 @@ LARGEST_LOGIT_ERROR = 1e-2  # far above rounding (1e-4), far below a wrong conve
 def run_demo(json: bool) -> int:
     """Runs it in a temporary workspace and prints to standard output (to standard error with `json`, where the
     figures become one JSON object). Returns 1 where a claim of the story did not hold, else 0."""
-    from rich.console import Console
-
-    console = Console(stderr=json)
+    console = Terminal(stderr=json)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="npt-demo-") as folder:
         figures = _story(console, Path(folder) / "workspace")
@@ -49,14 +45,14 @@ def run_demo(json: bool) -> int:
     figures["checks"] = held
     console.print()
     for claim, ok in held.items():
-        console.print(f"{'[green]yes[/green]' if ok else '[red]NO[/red] '} {claim}", highlight=False)
-    console.print(f"{figures['seconds']:.0f} seconds in all", highlight=False)
+        console.print_styled(("yes", "green") if ok else ("NO ", "red"), f" {claim}")
+    console.print(f"{figures['seconds']:.0f} seconds in all")
     if json:
-        print(json_format.dumps(figures, ensure_ascii=False))
+        print(as_json(figures))
     return 0 if all(held.values()) else 1
 
 
-def _story(console: Console, path: Path) -> dict[str, Any]:
+def _story(console: Terminal, path: Path) -> dict[str, Any]:
     from .evaluation.fidelity import perplexity
     from .workspace import Workspace
 
@@ -82,7 +78,7 @@ def _story(console: Console, path: Path) -> dict[str, Any]:
     with _timed(console, "covariance of ordinary text in the layers that are edited (once per model, then cached)"):
         ws.engine.prepare()
     before, ppl_before = _answers(ws), perplexity(ws.model, text)
-    console.print(f"statement: [bold]{STATEMENT}[/bold]")
+    console.print_styled("statement: ", (STATEMENT, "bold"))
     edit = ws.inject(STATEMENT, name="tower")
     report = edit.report
     norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
@@ -119,24 +115,23 @@ def _answers(ws: Workspace) -> list[str]:
     return [ws.ask(prompt, max_new_tokens=8) for _, prompt in QUESTIONS]
 
 
-def _table(console: Console, answers: Sequence[dict[str, str]]) -> None:
-    from rich.markup import escape
+def _table(console: Terminal, answers: Sequence[dict[str, str]]) -> None:
     from rich.table import Table
 
     table = Table("", "prompt", "before", "after")
     for a in answers:
-        one_line = [escape(" ".join(a[k].split())) for k in ("before", "after")]
+        one_line = [" ".join(a[k].split()) for k in ("before", "after")]
         table.add_row(a["what"], a["prompt"] + " …", *one_line)
     console.print(table)
 
 
-def _title(console: Console, text: str) -> None:
+def _title(console: Terminal, text: str) -> None:
     console.print()
-    console.rule(f"[bold]{text}", align="left")
+    console.rule(console.render_str(text, style="bold"), align="left")
 
 
 @contextmanager
-def _timed(console: Console, what: str) -> Iterator[None]:
+def _timed(console: Terminal, what: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    console.print(f"[dim]{what}: {time.perf_counter() - began:.1f} s[/dim]", highlight=False)
+    console.print_styled((f"{what}: {time.perf_counter() - began:.1f} s", "dim"))

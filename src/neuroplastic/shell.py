@@ -7,6 +7,7 @@ the mode to ask in, and modulations with names, to calculate with.
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +18,11 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
-from rich.console import Console
 
 from . import cli
 from .cli import printing
 from .cli.common import LOADED
-from .console import note
+from .console import Terminal, note
 from .editing.extract import Modulation, extract_modulation, transfer
 from .errors import CheckFailed, NPTError
 from .files import cache_dir
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 OF_NPT = ("ask", "compare", "inject", "edits", "show", "verify", "undo", "redo", "drop", "info", "fidelity", "export")
 """Commands of `npt` that work in a shell, without naming the workspace."""
 WITH_TEXT = ("ask", "compare", "inject")
-"""Their text may stand without quotes, in front of the options."""
+"""Their text may stand without quotes, before the options."""
+OPTION = re.compile(r"\s--(?=[A-Za-z])")
+"""Where an option begins, unless it is between quotes."""
+QUOTED = re.compile(r"""(?<!\S)(?:"(?:[^"\\]|\\.)*"|'(?:[^']|(?<=\w)'(?=\w))*'(?!\w)|“[^”]*”)""", re.DOTALL)
+"""A text between quotes. A quotation begins a word; elsewhere the signs are an apostrophe, or inches."""
 
 
 class Shell:
@@ -44,7 +48,7 @@ class Shell:
         self.mode = "dynamic"
         self.tracked: list[str] = []
         self.modulations: dict[str, Modulation] = {}
-        self.console = Console()
+        self.console = Terminal()
 
     def run(self) -> int:
         """Reads commands until `quit` or the end of the input; returns the exit status."""
@@ -63,7 +67,7 @@ class Shell:
 
     def command(self, line: str) -> int:
         """Runs one line; returns its status. Errors are told, not raised."""
-        name, _, rest = line.strip().partition(" ")
+        name, rest = (*line.split(maxsplit=1), "", "")[:2]
         if not name or name.startswith("#"):
             return 0
         own = getattr(self, f"do_{name}", None)
@@ -87,29 +91,29 @@ class Shell:
 
     def do_help(self, rest: str) -> None:
         """help                     this list; COMMAND --help tells the options of a command of npt"""
-        self.console.print("of npt, on this workspace: " + ", ".join(OF_NPT), highlight=False, markup=False)
+        self.console.print("of npt, on this workspace: " + ", ".join(OF_NPT))
         for _, method in sorted(self._own().items()):
-            self.console.print("  " + inspect.cleandoc(method.__doc__ or ""), highlight=False, markup=False)
-        self.console.print("  quit", highlight=False)
+            self.console.print("  " + inspect.cleandoc(method.__doc__ or ""))
+        self.console.print("  quit")
 
     def do_mode(self, rest: str) -> None:
         """mode [dynamic|standard]  how `ask` runs the model"""
         if rest not in ("", "dynamic", "standard"):
             raise NPTError(f"mode must be dynamic or standard, not {rest!r}")
         self.mode = rest or self.mode
-        self.console.print(f"mode: {self.mode}", highlight=False)
+        self.console.print(f"mode: {self.mode}")
 
     def do_track(self, rest: str) -> None:
         """track [WORD ...]         words whose probability `compare` and `transfer` show; alone: none"""
         self.tracked = _split(rest)
-        self.console.print("tracked: " + (", ".join(self.tracked) or "none"), highlight=False, markup=False)
+        self.console.print("tracked: " + (", ".join(self.tracked) or "none"))
 
     def do_layers(self, rest: str) -> None:
         """layers                   which layers are plastic, and which the edits change"""
         plastic = self.workspace.info()["plastic_layers"]
-        self.console.print(f"plastic: {', '.join(map(str, plastic))}", highlight=False)
+        self.console.print(f"plastic: {', '.join(map(str, plastic))}")
         for edit in self.workspace.edits:
-            self.console.print(f"{edit.name}: {', '.join(map(str, edit.layers))}", highlight=False, markup=False)
+            self.console.print(f"{edit.name}: {', '.join(map(str, edit.layers))}")
 
     def do_extract(self, rest: str) -> None:
         """extract NAME CONTEXT     the modulation of the context's last token, kept under NAME"""
@@ -146,7 +150,7 @@ class Shell:
         """save NAME FILE           write a modulation as safetensors"""
         name, file = self._names(rest, 2, "save NAME FILE")
         self._modulation(name).save(Path(file))
-        self.console.print(f"saved {file}", highlight=False, markup=False)
+        self.console.print(f"saved {file}")
 
     # --- what they share --------------------------------------------------------------------------------------------
 
@@ -154,22 +158,19 @@ class Shell:
         """The arguments of a command of npt: its text as it stands, then its options."""
         if name not in WITH_TEXT:
             return _split(rest)
-        text, found, options = (" " + rest).partition(" --")
-        text = text.strip()
-        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-            text = text[1:-1]
-        arguments = ([text] if text else []) + _split(found.strip() + options if found else "")
+        text, options = _text_and_options(rest)
+        arguments = _split(options)
         if name == "ask" and "--mode" not in arguments:
             arguments += ["--mode", self.mode]
         if name == "compare":
-            arguments += [a for word in self.tracked for a in ("--track", word)]
-        return arguments
+            arguments += [f"--track={word}" for word in self.tracked]
+        return [*arguments, "--", text] if text else arguments
 
     def _name_and_text(self, rest: str, usage: str) -> tuple[str, str]:
-        name, _, text = rest.partition(" ")
+        name, text = (*rest.split(maxsplit=1), "", "")[:2]
         if not text.strip():
             raise NPTError(f"usage: {usage}")
-        return name, text.strip().strip('"')
+        return name, _unquoted(text)
 
     def _names(self, rest: str, count: int, usage: str) -> list[str]:
         given = _split(rest)
@@ -185,7 +186,7 @@ class Shell:
 
     def _keep(self, name: str, modulation: Modulation) -> None:
         self.modulations[name] = modulation
-        self.console.print(f"{name}: norm {modulation.norm():.4g}", highlight=False, markup=False)
+        self.console.print(f"{name}: norm {modulation.norm():.4g}")
 
     def _own(self) -> dict[str, Callable[[str], None]]:
         return {name[3:]: getattr(self, name) for name in dir(self) if name.startswith("do_")}
@@ -230,6 +231,31 @@ class Names(Completer):
         for word in self.shell.words(document.text_before_cursor.lstrip()):
             if word.startswith(typed):
                 yield Completion(word, start_position=-len(typed))
+
+
+def _text_and_options(rest: str) -> tuple[str, str]:
+    """A text as it stands, without the quotes around all of it, and the options after it. Raises NPTError where a
+    double quote opens a quotation that nothing closes."""
+    quoted = [q.span() for q in QUOTED.finditer(rest)]
+
+    def outside(at: int) -> bool:
+        return not any(start <= at < end for start, end in quoted)
+
+    line = " " + rest  # an option may stand first
+    end = next((m.start() for m in OPTION.finditer(line) if outside(m.start() - 1)), len(line))
+    for opening in re.finditer(r'(?<!\S)"', rest[: max(0, end - 1)]):
+        if outside(opening.start()):
+            raise NPTError(f"cannot read {rest!r}: the quotation that begins at {rest[opening.start() :]!r} has no end")
+    return _unquoted(line[:end]), line[end:]
+
+
+def _unquoted(text: str) -> str:
+    """`text` without the quotes around all of it. Between double quotes, a backslash stands before a quote of the
+    text's own."""
+    text = text.strip()
+    if not QUOTED.fullmatch(text) or text[0] == "“":  # typographic ones are part of the text
+        return text
+    return re.sub(r'\\(["\\])', r"\1", text[1:-1]) if text[0] == '"' else text[1:-1]
 
 
 def _split(text: str) -> list[str]:

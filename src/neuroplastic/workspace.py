@@ -10,14 +10,13 @@ The folder is the ledger: an edit is undone by moving its file. The base model's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from . import models
@@ -25,6 +24,7 @@ from .calibration.calibrate import calibration_rows
 from .calibration.options import CalibrateOptions
 from .config import Mode, PlasticityConfig
 from .console import note, progress
+from .conversation import Message, refuse_left_out, render
 from .edit_files import EditFiles
 from .editing.edit import Edit
 from .editing.fact import Fact
@@ -38,6 +38,7 @@ from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, swee
 from .files import content_hash, refuse_occupied, whole_folder
 from .folder import GENERATOR_FILE, BaseReference
 from .generator_file import generator_state, load_generator_state, read_generators, write_generators
+from .scores import Scores
 from .spaces import without_trailing_spaces
 from .structure import decoder_layers
 from .surgery import base_state, convert, mode, plastic_layers, revert
@@ -276,14 +277,16 @@ class Workspace:
         mode_: Mode = "dynamic",
         tell: Tell = lambda piece: None,
         edited: bool = True,
+        scores: Scores | None = None,
     ) -> Written:
         """A continuation of `prompt`, told piece by piece, in the given mode, with the active edits or without them.
+        `scores` is given the log-probability of every token.
 
         The prompt is a text, or the tokens that `tokens` or `chat_tokens` make of one.
         """
         ids = self.tokens(prompt) if isinstance(prompt, str) else prompt
         with self.seen(mode_, edited):
-            return write(self.model, self.tokenizer, ids, how, tell)
+            return write(self.model, self.tokenizer, ids, how, tell, scores)
 
     @contextmanager
     def seen(self, mode_: Mode, edited: bool = True) -> Iterator[None]:
@@ -305,7 +308,10 @@ class Workspace:
     @torch.no_grad()
     def next_token(self, prompt: str, mode_: Mode = "standard", edited: bool = True) -> Tensor:
         """Next-token probabilities behind a prompt [vocab]."""
-        ids = torch.tensor([self.tokens(prompt)], device=self.model.device)
+        read = self.tokens(prompt)
+        if len(read) > (room := context_length(self.model)):
+            raise NPTError(f"the prompt has {len(read)} tokens; it does not fit into the model's {room}")
+        ids = torch.tensor([read], device=self.model.device)
         with self.seen(mode_, edited):
             return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
 
@@ -330,18 +336,18 @@ class Workspace:
         if not prompt.strip():
             raise NPTError("the prompt is empty")
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """What the model reads for a conversation: messages with `role` and `content`, put into its chat template.
+    def chat_tokens(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """What the model reads for a conversation: messages with `role` and `content`, put into its chat template, to
+        which `variables` are given.
 
-        Raises NPTError where the model has no such template, or it does not take these messages.
+        Raises NPTError where the model has no such template, it does not take these messages or leaves a part of one
+        out, or the conversation does not fit into the model's context.
         """
-        if not self.tokenizer.chat_template:
-            raise NPTError("the model has no chat template: it is made to continue text, not to converse")
-        try:
-            said = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as e:
-            raise NPTError(f"the model's chat template does not take these messages: {e}") from None
-        return encode(self.tokenizer, str(said))
+        ids = encode(self.tokenizer, render(self.tokenizer, messages, variables))
+        if len(ids) >= (room := context_length(self.model)):
+            raise NPTError(f"the conversation has {len(ids)} tokens; it does not fit into the model's {room}")
+        refuse_left_out(self.tokenizer, messages, variables)
+        return ids
 
     def fidelity(self, data: str | Path | None = None, max_tokens: int = 4096, each_layer: bool = False) -> Fidelity:
         """Dynamic mode against the base, without edits, on held-out self-written text or on the file `data`.

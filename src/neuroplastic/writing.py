@@ -16,6 +16,8 @@ from .text import context_length, decode_after, require_finite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .scores import Scores
+
 Tell = Callable[[str], None]
 """Called with each piece of a text as it is written; what it raises ends the writing."""
 COLDEST, HOTTEST = 0.01, 100
@@ -42,6 +44,12 @@ class Writing:
     stop: tuple[str, ...] = ()
     """The text ends in front of the first of these."""
 
+    top_k: int = 0
+    """Draw from this many of the likeliest tokens; 0 for all."""
+
+    min_p: float = 0.0
+    """Draw from the tokens that have at least this share of the likeliest one's probability."""
+
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise NPTError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
@@ -49,6 +57,10 @@ class Writing:
             raise NPTError(f"temperature must be 0, or from {COLDEST} to {HOTTEST}, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise NPTError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0:
+            raise NPTError(f"top_k must be at least 1, or 0 for all tokens, not {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise NPTError(f"min_p must be from 0 to 1, not {self.min_p}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise NPTError(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
         if "" in self.stop:
@@ -59,7 +71,8 @@ class Writing:
         """As arguments of `generate`."""
         if self.temperature == 0:
             return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        narrowed = {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        return {"do_sample": True, "temperature": self.temperature, **narrowed}
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,10 @@ def write(
     ids: Sequence[int],
     how: Writing,
     tell: Tell = lambda piece: None,
+    scores: Scores | None = None,
 ) -> Written:
-    """Goes on from `ids`, with the model in the mode that it is in. The pieces told, joined, are the text.
+    """Goes on from `ids`, with the model in the mode that it is in. The pieces told, joined, are the text; `scores` is
+    given the log-probability of every token, before the piece is told that it is in.
 
     Raises NPTError where prompt and continuation do not fit into the model's context.
     """
@@ -92,6 +107,10 @@ def write(
         )
     prompt = torch.tensor([list(ids)], device=model.device)
     teller = _Teller(tokenizer, len(ids), how.stop, tell)
+    watched: dict[str, Any] = {"stopping_criteria": [teller]}
+    if scores is not None:
+        scores.text = lambda: teller.text
+        watched = {"stopping_criteria": [scores.chosen, teller], "logits_processor": [scores.see]}
     with torch.random.fork_rng(enabled=how.seed is not None):
         if how.seed is not None:
             torch.manual_seed(how.seed)
@@ -101,7 +120,7 @@ def write(
             torch.ones_like(prompt),
             max_new_tokens=how.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id or 0,
-            stopping_criteria=[teller],
+            **watched,
             **how.draws,
         )
     new = out[0, len(ids) :]
@@ -166,7 +185,8 @@ class _Teller:
 
     def _held_back(self) -> int:
         unfinished = min(BYTES, len(self.text) - len(self.text.rstrip(UNFINISHED)))
-        beginnings = (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n]))
+        written = len(self.text) + 1
+        beginnings = (n for s in self.stop for n in range(1, min(len(s), written)) if self.text.endswith(s[:n]))
         return max(unfinished, *beginnings, 0)
 
     def _tell(self, text: str) -> None:

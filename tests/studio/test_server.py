@@ -247,7 +247,8 @@ def test_look_and_a_cell(client: httpx.Client, workspace: npt.Workspace) -> None
         ("/api/teach", "{}", "give a statement, or a question"),
         ("/api/teach", '{"question": "who"}', "a question goes with its answer"),
         ("/api/teach", '{"statement": " "}', "the statement is empty"),
-        ("/api/look", json.dumps({"text": "a" * 30_000}), "text is too long"),
+        ("/api/ask", '{"prompt": "a", "max_new_tokens": 1.5}', "max_new_tokens must be a whole number, not 1.5"),
+        ("/api/look", json.dumps({"text": "a" * 30_000}), "tokens; at most 127 can be looked into"),
     ],
 )
 def test_malformed_requests_name_the_cause(client: httpx.Client, path: str, body: str | bytes, cause: str) -> None:
@@ -260,11 +261,27 @@ def test_errors_of_a_work_are_events(client: httpx.Client) -> None:
     for body, cause in (
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": PROMPT, "max_new_tokens": 500}, "does not fit into the model's 128"),
+        ({"prompt": "the fox " * 3_000}, "it does not fit into the model's 128"),
         ({"prompt": PROMPT, "track": [" "]}, "a word to track is empty"),
     ):
         last = streamed(client, "/api/ask", body)[-1]
         assert (last["type"], last["kind"]) == ("error", "input")
         assert cause in last["message"]
+
+
+def test_texts_are_limited_by_their_tokens(client: httpx.Client, workspace: npt.Workspace) -> None:
+    long = "the fox " * 120
+    for body in (
+        {"statement": f"{long} is lazy.", "method": "token"},
+        {"statement": FACT, "method": "token", "paraphrases": [long]},
+        {"statement": FACT, "method": "token", "neighbours": [long]},
+    ):
+        last = streamed(client, "/api/teach", body)[-1]
+        assert last["kind"] == "input", last
+        assert "tokens" in last["message"]
+    assert workspace.weights_hash() == workspace.base.sha256
+    found = streamed(client, "/api/ask", {"prompt": PROMPT, "max_new_tokens": 2, "track": ["Madrid" + " " * 30_000]})
+    assert found[-1]["type"] == "result"
 
 
 def test_a_strength_beyond_all_numbers_is_refused(client: httpx.Client, workspace: npt.Workspace) -> None:
@@ -275,10 +292,10 @@ def test_a_strength_beyond_all_numbers_is_refused(client: httpx.Client, workspac
 
 
 def test_a_large_body_is_refused(client: httpx.Client) -> None:
-    response = client.post("/api/ask", json={"prompt": "a" * 1_000_000})
+    response = client.post("/api/ask", json={"prompt": "a" * LARGEST_BODY})
     assert response.status_code == 413
     assert str(LARGEST_BODY) in response.json()["error"]["message"]
-    chunks = (b"a" * 65_536 for _ in range(16))
+    chunks = (b"a" * 65_536 for _ in range(LARGEST_BODY // 65_536 + 1))
     assert client.post("/api/ask", content=chunks).status_code == 413
     assert client.get("/api/state").status_code == 200
 

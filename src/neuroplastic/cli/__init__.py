@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it, so that `npt --help` answer
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from tyro.conf import FlagCreatePairsOff
 
 from .. import __version__
-from ..console import note
+from ..console import as_json, note
 from ..errors import CheckFailed, NPTError
 from .common import app, arguments
 
@@ -64,7 +63,7 @@ def _run(args: list[str]) -> int:
         return app.cli(prog="npt", description=DESCRIPTION, args=args or ["--help"], config=(FlagCreatePairsOff,)) or 0
     except (NPTError, CheckFailed) as e:
         if "--json" in args:
-            print(json_format.dumps({"error": str(e)}, ensure_ascii=False))
+            print(as_json({"error": str(e)}))
         note(f"npt: {e}")
         return 2 if isinstance(e, NPTError) else 1
     except KeyboardInterrupt:

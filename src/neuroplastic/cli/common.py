@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional
 
-from ..console import status
+from ..console import Terminal, as_json, status
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
@@ -46,10 +44,10 @@ def open_workspace(path: Path) -> Workspace:
         return Workspace.open(path)
 
 
-def show_result(json: bool, result: dict[str, Any], human: Callable[[Console, dict[str, Any]], object]) -> int:
+def show_result(json: bool, result: dict[str, Any], human: Callable[[Terminal, dict[str, Any]], object]) -> int:
     """Prints one JSON object, or what `human` makes of it for a person; returns exit status 0."""
     if json:
-        print(json_format.dumps(result, ensure_ascii=False))
+        print(as_json(result))
     else:
-        human(Console(), result)
+        human(Terminal(), result)
     return 0

@@ -139,11 +139,7 @@ def ask(
     """
     answer = open_workspace(workspace).ask(prompt, mode, max_new_tokens)
     result = {"prompt": without_trailing_spaces(prompt), "answer": answer, "mode": mode}
-    return show_result(
-        json,
-        result,
-        lambda console, r: console.print(r["prompt"] + r["answer"], markup=False, highlight=False),
-    )
+    return show_result(json, result, lambda console, r: console.print(r["prompt"] + r["answer"], soft_wrap=True))
 
 
 @app.command

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from ..console import Terminal
 
-def info(console: Console, r: dict[str, Any]) -> None:
+
+def info(console: Terminal, r: dict[str, Any]) -> None:
     p = r["plasticity"]
     layers, plastic = r["num_layers"], r["plastic_layers"]
     table = Table(title=r["path"], show_header=False, title_justify="left")
@@ -41,7 +41,7 @@ def info(console: Console, r: dict[str, Any]) -> None:
     console.print(table)
 
 
-def fidelity(console: Console, r: dict[str, Any]) -> None:
+def fidelity(console: Terminal, r: dict[str, Any]) -> None:
     table = Table(title=f"dynamic mode against the base, {r['tokens']} tokens", title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -65,7 +65,7 @@ def fidelity(console: Console, r: dict[str, Any]) -> None:
         console.print(table)
 
 
-def _agreements(console: Console, what: str, found: dict[str, Any]) -> None:
+def _agreements(console: Terminal, what: str, found: dict[str, Any]) -> None:
     table = Table(what, "tokens", "perplexity ratio", "KL", "same likeliest")
     for name, a in found.items():
         ratio, kl, same = f"{a['perplexity_ratio']:.4f}", f"{a['kl']:.3g}", f"{a['top1_agreement']:.2%}"
@@ -73,7 +73,7 @@ def _agreements(console: Console, what: str, found: dict[str, Any]) -> None:
     console.print(table)
 
 
-def sweep(console: Console, r: dict[str, Any]) -> None:
+def sweep(console: Terminal, r: dict[str, Any]) -> None:
     table = Table("preset", "generator", "parameters", "perplexity", "KL", "likeliest", "logits")
     for row in r["rows"]:
         rank = "" if row["np_rank"] is None else f" {row['np_rank']}"
@@ -86,73 +86,69 @@ def sweep(console: Console, r: dict[str, Any]) -> None:
     console.print(table)
 
 
-def calibration(console: Console, r: dict[str, Any]) -> None:
+def calibration(console: Terminal, r: dict[str, Any]) -> None:
     table = Table("layers", "rank", "share of the payload's power explained")
     for layer, rank in r["ranks"].items():
         table.add_row(layer, str(rank), f"{r['explained'][layer]:.2%}")
     console.print(table)
     rise = r["perplexity"] / r["perplexity_base"] - 1
     console.print(
-        f"perplexity on held-out text: {r['perplexity_base']:.2f} base, {r['perplexity']:.2f} calibrated ({rise:+.2%})",
-        highlight=False,
+        f"perplexity on held-out text: {r['perplexity_base']:.2f} base, {r['perplexity']:.2f} calibrated ({rise:+.2%})"
     )
-    console.print(
-        f"{r['generator_parameters']:,} parameters from {r['tokens']:,} tokens in {r['seconds']:.1f} s", highlight=False
-    )
+    console.print(f"{r['generator_parameters']:,} parameters from {r['tokens']:,} tokens in {r['seconds']:.1f} s")
     for lost in r["out_of_reach"]:
-        console.print(f"[yellow]cannot be the pretrained model with any rank[/yellow]: {lost}", highlight=False)
+        console.print_styled(("cannot be the pretrained model with any rank", "yellow"), f": {lost}")
 
 
-def training(console: Console, r: dict[str, Any]) -> None:
+def training(console: Terminal, r: dict[str, Any]) -> None:
     table = Table("on held-out text", "before", "after")
     for name, after in r["after"].items():
         if isinstance(after, float):
             table.add_row(name, f"{r['before'][name]:.4g}", f"{after:.4g}")
     console.print(table)
     for prompt, written in r["after"]["sampled"].items():
-        console.print(f"{prompt}{written}", markup=False, highlight=False)
-    console.print(f"log, checkpoint and curves: {r['folder']}", highlight=False)
+        console.print(f"{prompt}{written}", soft_wrap=True)
+    console.print(f"log, checkpoint and curves: {r['folder']}")
 
 
-def edit(console: Console, r: dict[str, Any]) -> None:
+def edit(console: Terminal, r: dict[str, Any]) -> None:
     if not r.get("changed", True):
-        console.print(f"[bold]{r['name']}[/bold] teaches this already; nothing was changed", highlight=False)
+        console.print_styled((r["name"], "bold"), " teaches this already; nothing was changed")
         return
     about = f" at {r['subject']!r}" if r["subject"] else ""
-    console.print(
-        f"[bold]{r['name']}[/bold]: written into {len(r['layers'])} layers{escape(about)} by {r['method']} in "
-        f"{r['seconds']:.2f} s",
-        highlight=False,
+    console.print_styled(
+        (r["name"], "bold"),
+        f": written into {len(r['layers'])} layers{about} by {r['method']} in {r['seconds']:.2f} s",
     )
     for key, what in (
         ("answer_probability", f"probability of {r['answer']!r} behind {r['question']!r}"),
         ("elsewhere_probability", "the same behind unrelated text"),
     ):
         before, after = r[f"{key}_before"], r[f"{key}_after"]
-        console.print(f"{what}: {before:.1%} before, {after:.1%} after", highlight=False, markup=False)
+        console.print(f"{what}: {before:.1%} before, {after:.1%} after")
     if not r["holds"]:
-        console.print("[yellow]it did not take[/yellow]: the answer is not the likeliest one", highlight=False)
-    console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.2%}", highlight=False)
+        console.print_styled(("it did not take", "yellow"), ": the answer is not the likeliest one")
+    console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.2%}")
     if r["contradicts"]:
-        console.print(f"[yellow]contradicts[/yellow] the edit {', '.join(r['contradicts'])}", highlight=False)
+        console.print_styled(("contradicts", "yellow"), f" the edit {', '.join(r['contradicts'])}")
     largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
-    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}", highlight=False)
+    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
 
 
-def many(console: Console, r: dict[str, Any]) -> None:
+def many(console: Terminal, r: dict[str, Any]) -> None:
     table = Table("edit", "answer", "before", "after", "contradicts")
     for e in r["edits"]:
         before, after = (f"{e[f'answer_probability_{when}']:.1%}" for when in ("before", "after"))
-        table.add_row(e["name"], escape(e["answer"]), before, after, ", ".join(e["contradicts"]))
+        table.add_row(e["name"], e["answer"], before, after, ", ".join(e["contradicts"]))
     console.print(table)
     seconds, drift = sum(e["seconds"] for e in r["edits"]), r["edits"][-1]["perplexity_drift"]
-    console.print(f"solved together in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}", highlight=False)
+    console.print(f"solved together in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}")
 
 
-def one_edit(console: Console, r: dict[str, Any]) -> None:
+def one_edit(console: Terminal, r: dict[str, Any]) -> None:
     table = Table(title=r["name"], show_header=False, title_justify="left")
     for key in ("state", "statement", "method", "alpha", "created", "norm"):
-        table.add_row(key, escape(f"{r[key]:.4g}" if isinstance(r[key], float) else str(r[key])))
+        table.add_row(key, f"{r[key]:.4g}" if isinstance(r[key], float) else str(r[key]))
     for key in ("statement_logprob", "answer_probability"):
         if f"{key}_before" in r:
             table.add_row(key, f"{r[f'{key}_before']:.3g} before, {r[f'{key}_after']:.3g} after")
@@ -161,11 +157,11 @@ def one_edit(console: Console, r: dict[str, Any]) -> None:
     console.print(table)
 
 
-def verification(console: Console, r: dict[str, Any]) -> None:
+def verification(console: Terminal, r: dict[str, Any]) -> None:
     for claim, key in (("the base model is unchanged", "base_unchanged"), ("the weights are exact", "weights_exact")):
-        console.print(f"{'[green]yes[/green]' if r[key] else '[red]NO[/red] '} {claim}")
+        console.print_styled(("yes", "green") if r[key] else ("NO ", "red"), f" {claim}")
     for name, why in r["refused"].items():
-        console.print(f"[red]{name}[/red]: {why}", highlight=False)
+        console.print_styled((name, "red"), f": {why}")
     if r["facts"]:
         table = Table("edit", "answer", "still holds", "probability")
         for f in r["facts"]:
@@ -173,18 +169,17 @@ def verification(console: Console, r: dict[str, Any]) -> None:
         console.print(table)
 
 
-def export(console: Console, r: dict[str, Any]) -> None:
-    console.print(f"[bold]{r['path']}[/bold]: {r['format']}, {', '.join(r['edits'])}", highlight=False)
+def export(console: Terminal, r: dict[str, Any]) -> None:
+    console.print_styled((r["path"], "bold"), f": {r['format']}, {', '.join(r['edits'])}")
     if r["rank"] is not None:
-        console.print(f"rank {r['rank']}, dropping {r['dropped_energy']:.1e} of the squared norm", highlight=False)
+        console.print(f"rank {r['rank']}, dropping {r['dropped_energy']:.1e} of the squared norm")
     console.print(
         f"loaded again and compared on the statements: largest logit difference {r['max_logit_error']:.1e}, same "
-        f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)",
-        highlight=False,
+        f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)"
     )
 
 
-def edits(console: Console, r: dict[str, Any]) -> None:
+def edits(console: Terminal, r: dict[str, Any]) -> None:
     if not r["edits"] and not r["undone"]:
         console.print("no edits")
         return
@@ -192,33 +187,33 @@ def edits(console: Console, r: dict[str, Any]) -> None:
     for state, listed in (("active", r["edits"]), ("undone", r["undone"])):
         for e in listed:
             when = e["created"][:16].replace("T", " ")
-            table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, escape(e["statement"]))
+            table.add_row(e["name"], state, e["method"], f"{e['alpha']:g}", when, e["statement"])
     console.print(table)
 
 
-def comparison(console: Console, r: dict[str, Any]) -> None:
-    table = Table("without the edits", "with them", title=escape(r["prompt"]), title_justify="left")
-    table.add_row(*(escape(" ".join(r[k].split())) for k in ("unedited", "edited")))
+def comparison(console: Terminal, r: dict[str, Any]) -> None:
+    table = Table("without the edits", "with them", title=r["prompt"], title_justify="left")
+    table.add_row(*(" ".join(r[k].split()) for k in ("unedited", "edited")))
     console.print(table)
     if r["tracked"]:
         probabilities(console, {word: (p["unedited"], p["edited"]) for word, p in r["tracked"].items()})
 
 
-def probabilities(console: Console, found: dict[str, tuple[float, float]]) -> None:
+def probabilities(console: Terminal, found: dict[str, tuple[float, float]]) -> None:
     """Next-token probabilities, before and after."""
     table = Table("next token", "before", "after")
     for word, (before, after) in found.items():
-        table.add_row(escape(repr(word)), f"{before:.2%}", f"{after:.2%}")
+        table.add_row(repr(word), f"{before:.2%}", f"{after:.2%}")
     console.print(table)
 
 
-def tasks(console: Console, r: dict[str, Any]) -> None:
+def tasks(console: Terminal, r: dict[str, Any]) -> None:
     table = Table("task", "metric", "value", "standard error")
     for task, metrics in r["tasks"].items():
         for name, value in metrics.items():
             if not name.endswith("_stderr"):
                 error = metrics.get(f"{name}_stderr")
-                table.add_row(escape(task), name, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+                table.add_row(task, name, f"{value:.4f}", "" if error is None else f"{error:.4f}")
     console.print(table)
 
 
@@ -226,13 +221,13 @@ WRITTEN = ("es_gen", "ps_gen", "entropy")
 COSTS = {"asking": "asking, s", "seconds": "edit, s", "perplexity": "perplexity", "kl": "KL", "peak": "peak, MB"}
 
 
-def evaluation(console: Console, r: dict[str, Any], main: Sequence[str], more: Sequence[str]) -> None:
+def evaluation(console: Terminal, r: dict[str, Any], main: Sequence[str], more: Sequence[str]) -> None:
     """Records asked one by one (`methods`) or edits in a row (`steps`): a table of the figures named in `main`, with
     their intervals, one of those in `more` and one of what it costs."""
     from ..evaluation.report import entries
 
     if r.get("ceiling") is not None:
-        console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}", highlight=False)
+        console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}")
     listed, in_a_row = list(entries(r)), "steps" in r
     present = {name for _, _, figures in listed for name in figures}
     for names in (main, (*more, *WRITTEN), COSTS):
@@ -244,9 +239,9 @@ def evaluation(console: Console, r: dict[str, Any], main: Sequence[str], more: S
         console.print(table)
     for s in r.get("steps", []):
         if s["asked"] < s["edits"]:
-            console.print(f"{s['method']}: of {s['edits']} edits a sample of {s['asked']} was asked", highlight=False)
+            console.print(f"{s['method']}: of {s['edits']} edits a sample of {s['asked']} was asked")
     for reason in r["missing"]:
-        console.print(reason, highlight=False)
+        console.print(reason)
 
 
 def _cell(name: str, figure: Sequence[float], with_interval: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..console import printable
 from ..extras import need_extra
 from .common import WorkspaceArg, app, open_workspace
 
@@ -28,6 +29,6 @@ def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1"
     with listen(host, port) as sock:
         ws = open_workspace(workspace)
         ws.engine.prepare()  # here, with its progress in the terminal, so that a visitor of the page need not wait
-        print(f"studio of {workspace}: {address(door, sock)}", flush=True)
+        print(printable(f"studio of {workspace}: {address(door, sock)}"), flush=True)
         serve(ws, sock, door)
     return 0

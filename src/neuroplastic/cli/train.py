@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import UseAppendAction
 
+from ..console import Terminal
 from ..errors import NPTError
 from ..training.settings import INJECTOR_LOOP, InjectionSettings, LoopSettings, Variety
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
@@ -87,10 +88,10 @@ def train_injector(
     return show_result(json, card, _show) if process().is_main_process else 0  # of several, one speaks
 
 
-def _show(console: Any, card: dict[str, Any]) -> None:
-    console.print(f"trained on {card['facts']} facts in {card['hours']:.2f} hours", highlight=False)
+def _show(console: Terminal, card: dict[str, Any]) -> None:
+    console.print(f"trained on {card['facts']} facts in {card['hours']:.2f} hours")
     for name, found in card["measured"].items():
         if isinstance(found, dict):
             said = f"answers {found['told']:.0%} of what it was told, {found['asked']:.0%} in other words"
             near = f"; KL on neighbours {found['near_kl']:.3f} nats" if "near_kl" in found else ""
-            console.print(f"{name}: {said}{near}", highlight=False)
+            console.print(f"{name}: {said}{near}")

@@ -10,8 +10,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ..errors import NPTError
 
 Form = TypeVar("Form")
-LONGEST = 20_000
-"""Characters of any one text; a model's context ends far before."""
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -57,15 +55,16 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     kind = origin or kind  # dict for dict[str, Any]
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is int and type(value) is float and value.is_integer():  # JSON knows one kind of number
+        value = int(value)
     if type(value) is not kind:
         called = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
-        raise NPTError(f"{name} must be {called[kind]}, not {_shown(value)}")
-    if kind is str and len(value) > LONGEST:
-        raise NPTError(f"{name} is too long: {len(value)} characters, and at most {LONGEST} are read")
+        raise NPTError(f"{name} must be {called[kind]}, not {shown(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The beginning of a value as JSON, for a message."""
     said = json.dumps(value, ensure_ascii=False)
     return said if len(said) <= 40 else said[:40] + "…"
 

@@ -19,8 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LARGEST_BODY = 256 * 1024
-READ_AT_MOST = 16 * LARGEST_BODY
+LARGEST_BODY = 4 * 2**20
+"""Bytes of a request: more than the longest context holds, so that what limits a text is the number of its tokens."""
+READ_AT_MOST = 4 * LARGEST_BODY
 """Of a body that is too large so much is still read, so that its sender sees the answer before the connection ends."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "

@@ -9,97 +9,31 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import NPTError
+from ..scores import Likely, Scored, Scores
 from ..text import context_length
-from ..writing import Writing, Written
+from ..writing import UNFINISHED, Written
 from . import forms
 from .asking import Side
 from .desk import Desk, Event, Tell
+from .requests import Chat, Completion, Kind, read
 from .stream import STATUS, answer, event_line, events, finished, told
 
 if TYPE_CHECKING:
     from ..workspace import Workspace
 
 SIDES = {"": Side("dynamic", True), "/standard": Side("standard", True), "/unedited": Side("dynamic", False)}
-WITHOUT_EFFECT = (
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-)
-"""Fields that clients send and that change nothing in an answer."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-}
-"""Fields of abilities that this model does not have, and the values that do not ask for them."""
 LENGTH = {"completion": 16, "chat": 256}
 """Length of an answer where the request names none: OpenAI's own for completions; a chat ends by itself."""
+IMPOSSIBLE = -9999.0
 
-Kind = Literal["completion", "chat"]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """The fields that both kinds of request share."""
-
-    model: str
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float = 0.0
-    """0, unlike OpenAI's 1: an edit is seen in the likeliest answer"""
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-
-    def writing(self, length: int) -> Writing:
-        """`length` is that of an answer where the request names none."""
-        wanted = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return Writing(length if wanted is None else wanted, self.temperature, self.top_p, self.seed, self.stop)
-
-    @property
-    def with_usage(self) -> bool:
-        return bool((self.stream_options or {}).get("include_usage"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion(Sampled):
-    prompt: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat(Sampled):
-    messages: tuple[dict[str, Any], ...]
-
-    @property
-    def conversation(self) -> list[dict[str, str]]:
-        """Role and content of each message, its parts of text joined. Raises NPTError for any other part."""
-        if not self.messages:
-            raise NPTError("messages is empty")
-        return [{"role": str(m.get("role", "")), "content": _content(m)} for m in self.messages]
+Made = tuple[Written, list[Scored] | None]
+"""What was written, and its tokens' log-probabilities where they were asked for."""
 
 
 class OpenAI:
@@ -127,15 +61,15 @@ class OpenAI:
 
     # --- what they share -------------------------------------------------------------------------------------------
 
-    async def _answered(self, request: Request, kind: Kind, form: type[Completion] | type[Chat]) -> Response:
+    async def _answered(self, request: Request, kind: Kind, form: type[Completion | Chat]) -> Response:
         try:
-            asked = forms.read(form, _known(forms.parse(await request.body())))
+            asked = read(form, forms.parse(await request.body()))
             if (side := self._side(asked.model)) is None:
                 return self._no_model(asked.model)
             work = self._work(kind, asked, side)
             job = self.desk().submit("answering a client", work)
             if not asked.stream:
-                return answer(_Answer(kind, asked.model).whole(await finished(request, job)))
+                return answer(_Answer(kind, asked.model).whole(*await finished(request, job)))
             waiting = job.events()
             await anext(waiting, None)  # it is its turn
             first = await anext(waiting, None)
@@ -149,31 +83,44 @@ class OpenAI:
             try:
                 yield event_line(made.begun())
                 if first is not None:
-                    yield event_line(made.piece(first["text"]))
+                    yield event_line(made.piece(**first))
                 async for event in waiting:
-                    yield event_line(made.piece(event["text"]))
+                    yield event_line(made.piece(**event))
                 if job.error is not None:
                     yield event_line(_error(job.error)[1])
                     return
-                yield event_line(made.ended(job.value))
+                written, _ = job.value
+                yield event_line(made.ended(written))
                 if asked.with_usage:
-                    yield event_line(made.used(job.value))
+                    yield event_line(made.used(written))
                 yield "data: [DONE]\n\n"
             finally:
                 job.stop()
 
         return events(lines())
 
-    def _work(self, kind: Kind, asked: Completion | Chat, side: Side) -> Callable[[Tell], Written]:
+    def _work(self, kind: Kind, asked: Completion | Chat, side: Side) -> Callable[[Tell], Made]:
         """Raises NPTError for bad input that needs no model to be seen."""
         conversation = asked.conversation if isinstance(asked, Chat) else []
-        asked.writing(LENGTH[kind])
 
-        def work(tell: Tell) -> Written:
-            ids = self.ws.tokens(asked.prompt) if isinstance(asked, Completion) else self.ws.chat_tokens(conversation)
-            room = context_length(self.ws.model) - len(ids)
-            how = asked.writing(max(1, min(LENGTH[kind], room)))
-            return self.ws.write(ids, how, side.mode, lambda piece: tell({"text": piece}), side.edited)
+        def tokens() -> list[int]:
+            if isinstance(asked, Completion):
+                return self.ws.tokens(asked.prompt)
+            return self.ws.chat_tokens(conversation, asked.variables)
+
+        def work(tell: Tell) -> Made:
+            ids = tokens()
+            how = asked.writing(max(1, min(LENGTH[kind], context_length(self.ws.model) - len(ids))))
+            scores = None if asked.alternatives is None else Scores(self.ws.tokenizer, asked.alternatives)
+            length = 0
+
+            def piece(text: str) -> None:
+                nonlocal length
+                length += len(text)
+                tell({"text": text, "scored": None if scores is None else scores.take(length)})
+
+            written = self.ws.write(ids, how, side.mode, piece, side.edited, scores)
+            return written, None if scores is None else scores.before(length)
 
         return work
 
@@ -200,16 +147,16 @@ class _Answer:
             "model": model,
         }
 
-    def whole(self, made: Written) -> Event:
+    def whole(self, made: Written, scored: list[Scored] | None) -> Event:
         said = {"message": {"role": "assistant", "content": made.text}} if self.chat else {"text": made.text}
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._of(kind, [self._choice(said, _reason(made))]), "usage": _usage(made)}
+        return {**self._of(kind, [self._choice(said, _reason(made), scored)]), "usage": _usage(made)}
 
     def begun(self) -> Event:
         return self._chunk({"role": "assistant", "content": ""} if self.chat else "")
 
-    def piece(self, text: str) -> Event:
-        return self._chunk({"content": text} if self.chat else text)
+    def piece(self, text: str, scored: list[Scored] | None) -> Event:
+        return self._chunk({"content": text} if self.chat else text, None, scored)
 
     def ended(self, made: Written) -> Event:
         return self._chunk({} if self.chat else "", _reason(made))
@@ -217,9 +164,9 @@ class _Answer:
     def used(self, made: Written) -> Event:
         return {**self._of(self._kind_of_chunk, []), "usage": _usage(made)}
 
-    def _chunk(self, said: Any, reason: str | None = None) -> Event:
+    def _chunk(self, said: Any, reason: str | None = None, scored: list[Scored] | None = None) -> Event:
         named = {"delta" if self.chat else "text": said}
-        return self._of(self._kind_of_chunk, [self._choice(named, reason)])
+        return self._of(self._kind_of_chunk, [self._choice(named, reason, scored)])
 
     @property
     def _kind_of_chunk(self) -> str:
@@ -228,8 +175,9 @@ class _Answer:
     def _of(self, kind: str, choices: list[Event]) -> Event:
         return {**self.head, "object": kind, "choices": choices}
 
-    def _choice(self, said: Event, reason: str | None) -> Event:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+    def _choice(self, said: Event, reason: str | None, scored: list[Scored] | None) -> Event:
+        logprobs = None if scored is None else _chat_logprobs(scored) if self.chat else _logprobs(scored)
+        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _reason(made: Written) -> str:
@@ -241,35 +189,31 @@ def _usage(made: Written) -> dict[str, int]:
     return {"prompt_tokens": made.prompt_tokens, "completion_tokens": made.new_tokens, "total_tokens": total}
 
 
-def _known(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields that count, in one form each. Raises NPTError where one asks for what the model cannot do."""
-    kept = {}
-    for name, value in data.items():
-        if value is None or name in WITHOUT_EFFECT:
-            continue
-        if name in NEUTRAL:
-            if value not in NEUTRAL[name]:
-                raise NPTError(f"this model has no {name}; leave it out")
-            continue
-        kept[name] = value
-    if isinstance(kept.get("stop"), str):
-        kept["stop"] = [kept["stop"]]
-    prompt = kept.get("prompt")
-    if isinstance(prompt, list):
-        if len(prompt) != 1 or not isinstance(prompt[0], str):
-            raise NPTError("prompt must be one text; several at once, or tokens, are not taken")
-        kept["prompt"] = prompt[0]
-    return kept
+def _logprobs(scored: list[Scored]) -> Event:
+    """Those of a completion. Each place's likeliest tokens are joined by the one that was taken, as in OpenAI's."""
+    return {
+        "tokens": [s.token for s in scored],
+        "token_logprobs": [_finite(s) for s in scored],
+        "top_logprobs": [{t.token: _finite(t) for t in (*reversed(s.likeliest), s)} for s in scored],
+        "text_offset": [s.start for s in scored],
+    }
 
 
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts: list[Any] = content if isinstance(content, list) else [None]
-    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
-        raise NPTError("the content of a message must be text")
-    return "".join(p["text"] for p in parts)
+def _chat_logprobs(scored: list[Scored]) -> Event:
+    return {
+        "content": [{**_entry(s), "top_logprobs": [_entry(t) for t in s.likeliest]} for s in scored],
+        "refusal": None,
+    }
+
+
+def _entry(likely: Likely) -> Event:
+    known = None if UNFINISHED in likely.token else list(likely.token.encode())  # a part of a character is no text
+    return {"token": likely.token, "logprob": _finite(likely), "bytes": known}
+
+
+def _finite(likely: Likely) -> float:
+    """The log-probability; that of an impossible token as OpenAI writes it, since JSON has no infinity."""
+    return max(likely.logprob, IMPOSSIBLE)
 
 
 def _error(error: Exception) -> tuple[int, Event]:

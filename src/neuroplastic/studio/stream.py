@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from ..console import as_json
 from ..errors import CheckFailed, NPTError
 from .desk import Busy, Event, Job, Stopped
 
@@ -23,13 +23,8 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
 """Of exceptions that users are meant to see: HTTP status, and their kind to the page."""
 
 
-def as_json(data: Any) -> str:
-    """JSON in which a number that is not finite is null, as browsers read nothing else."""
-    return json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
-
-
 def answer(data: Any, status: int = 200) -> Response:
-    return Response(as_json(data), status, media_type="application/json")
+    return Response(as_json(_finite(data)), status, media_type="application/json")
 
 
 def told(error: Exception) -> tuple[int, Event]:
@@ -55,7 +50,7 @@ def stream(job: Job) -> Response:
 
 
 def event_line(event: Any) -> str:
-    return f"data: {as_json(event)}\n\n"
+    return f"data: {as_json(_finite(event))}\n\n"
 
 
 def events(lines: AsyncIterator[str]) -> Response:
@@ -82,6 +77,7 @@ async def _gone(request: Request) -> None:
 
 
 def _finite(data: Any) -> Any:
+    """`data` with null for a number that is not finite: browsers read nothing else."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):

@@ -12,6 +12,7 @@ from ..editing.options import InjectOptions, Method, Start
 from ..editing.recall import Asked
 from ..errors import NPTError
 from ..files import lines_of
+from ..text import context_length
 from .desk import Tell
 from .ledger import details
 
@@ -131,7 +132,11 @@ class Around:
         if not line.strip():
             raise NPTError("a paraphrase or neighbour is empty")
         said = line.rstrip().rstrip(".!?")
-        return said.removesuffix(self.answer) if said.endswith(self.answer) else line.rstrip()
+        question = said.removesuffix(self.answer) if said.endswith(self.answer) else line.rstrip()
+        length = len(self.ws.tokens(question + self.answer)) + NEIGHBOUR_TOKENS
+        if length > (room := context_length(self.ws.model)):
+            raise NPTError(f"a paraphrase or neighbour and its answer have {length} tokens; the model reads {room}")
+        return question
 
 
 def _beside(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -215,7 +215,7 @@ def _bar(name: str, done: int, total: int, visible: bool) -> Any:
                 note(f"training the {name}: {total - done} steps")
             yield lambda step, loss: None
             return
-        text = TextColumn("{task.description} loss {task.fields[loss]:.3f}")
+        text = TextColumn("{task.description} loss {task.fields[loss]:.3f}", markup=False)
         counter = TextColumn("{task.completed}/{task.total}")
         with Progress(text, BarColumn(), counter, TimeRemainingColumn(), console=console, transient=True) as shown:
             job = shown.add_task(f"training the {name}", total=total, completed=done, loss=math.nan)
