@@ -42,7 +42,7 @@ def linked(distribution: metadata.Distribution, site: Path) -> None:
     """Puts links to the packages and modules of a distribution, and to its metadata, into another site-packages."""
     tops = {file.parts[0] for file in distribution.files or []}
     for top in tops - {"..", "__pycache__"}:  # the first is of scripts
-        (site / top).symlink_to(distribution.locate_file(top))
+        (site / top).symlink_to(str(distribution.locate_file(top)))
 
 
 def run(*command: object, cwd: Path, status: int = 0) -> str:
@@ -122,7 +122,7 @@ def test_a_missing_part_names_the_extra_that_brings_it(npt: Path, tiny_base: Pat
         "train w --track tensorboard": "the tracker tensorboard is not installed: pip install 'neuroplastic[track]'",
     }
     convert = ["convert", tiny_base, "w", "--generator", "low_rank", "--np-rank", 4]
-    commands = [command.split() for command in expected]
+    commands: list[list[object]] = [list(command.split()) for command in expected]
     printed = run_in_one(npt, convert, *commands, cwd=tmp_path, statuses=[0] + [2] * len(commands))
     messages = [line for line in printed.splitlines() if line.startswith("npt: ")]
     assert messages == [f"npt: {message}" for message in expected.values()]

@@ -49,6 +49,7 @@ def inject(
     max_drift: float | None = None,
     require: bool = False,
     consistent: bool = False,
+    keep_both: bool = False,
     quick: bool = False,
     json: Json = False,
 ) -> int:
@@ -88,6 +89,8 @@ def inject(
         require: Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards.
         consistent: Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another
             answer.
+        keep_both: Keep an active edit that gives another answer to the same question; otherwise the new one replaces
+            it, and undoing the new one brings it back.
         quick: For learned: take what the injector says, with gradient steps only where it does not answer. Several
             times as fast, but neighbours and ordinary text pay for it, and many such edits do not live well together.
     """
@@ -105,6 +108,7 @@ def inject(
         max_drift=max_drift,
         require=require,
         consistent=consistent,
+        keep_both=keep_both,
         quick=quick,
     )
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)

@@ -129,6 +129,8 @@ def edit(console: Terminal, r: dict[str, Any]) -> None:
     if not r["holds"]:
         console.print_styled(("it did not take", "yellow"), ": the answer is not the likeliest one")
     console.print(f"perplexity on ordinary text: {r['perplexity_drift']:+.2%}")
+    if r.get("replaces"):
+        console.print(f"takes the place of the edit {', '.join(r['replaces'])}, which undo brings back")
     if r["contradicts"]:
         console.print_styled(("contradicts", "yellow"), f" the edit {', '.join(r['contradicts'])}")
     largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
@@ -136,10 +138,12 @@ def edit(console: Terminal, r: dict[str, Any]) -> None:
 
 
 def many(console: Terminal, r: dict[str, Any]) -> None:
-    table = Table("edit", "answer", "before", "after", "contradicts")
+    table = Table("edit", "answer", "before", "after", "replaces", "contradicts")
     for e in r["edits"]:
         before, after = (f"{e[f'answer_probability_{when}']:.1%}" for when in ("before", "after"))
-        table.add_row(e["name"], e["answer"], before, after, ", ".join(e["contradicts"]))
+        table.add_row(
+            e["name"], e["answer"], before, after, *(", ".join(e.get(k, ())) for k in ("replaces", "contradicts"))
+        )
     console.print(table)
     seconds, drift = sum(e["seconds"] for e in r["edits"]), r["edits"][-1]["perplexity_drift"]
     console.print(f"solved together in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}")

@@ -44,6 +44,7 @@ class Teach:
     max_drift: float | None = None
     require: bool = False
     consistent: bool = False
+    keep_both: bool = False
     paraphrases: tuple[str, ...] = ()
     """asked before and after, not taught: beginnings of sentences that the answer should follow, or these whole"""
     neighbours: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Teach:
             self.max_drift,
             self.require,
             self.consistent,
+            self.keep_both,
         )
 
     @property
