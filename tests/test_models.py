@@ -32,6 +32,16 @@ def test_a_folder_is_loaded(tiny_base: Path) -> None:
     assert npt.load_base(str(tiny_base), dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
+def test_a_package_that_a_checkpoint_needs_is_named(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(tiny_base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(npt.NPTError, match=r"^cannot load the model '.*quantised': .*optimum"):
+        npt.load_base(folder)
+
+
 def test_no_bar_of_a_library_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from tqdm.auto import tqdm
     from transformers.utils import logging

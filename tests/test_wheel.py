@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def npt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin" / "npt"
 
 
-def run_in_one(npt: Path, *commands: list[object], cwd: Path, statuses: list[int]) -> str:
+def run_in_one(npt: Path, *commands: Sequence[object], cwd: Path, statuses: list[int]) -> str:
     """What several commands print, in one process of that environment: to import torch for each would take long."""
     code = "import json, sys; from neuroplastic.cli import main; assert [main(c) for c in json.loads(sys.argv[1])] == "
     words = json.dumps([[str(word) for word in c] for c in commands])
