@@ -150,11 +150,11 @@ def _probe(model: nn.Module) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+            output = model(input_ids=ids, use_cache=False)[0]  # logits, or states of a decoder without a head
     finally:
         for module, flag in training.items():
             module.training = flag
-    require_finite(logits)
+    require_finite(output)
 
 
 def _wire(i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: dict[nn.Module, _Call]) -> LayerParts:
