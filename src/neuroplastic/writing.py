@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 """Called with each piece of a text as it is written; what it raises ends the writing."""
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""Called with the tokens so far (N, T) and the logits of the next one (N, V); returns the logits."""
 COLDEST, HOTTEST = 0.01, 100
 """Temperatures to draw at: below, logits divided by it would overflow; above, all tokens are the same."""
 UNFINISHED, BYTES = "�", 3  # what a character decodes to while some of its bytes are missing, and how many there may be
@@ -107,10 +109,8 @@ def write(
         )
     prompt = torch.tensor([list(ids)], device=model.device)
     teller = _Teller(tokenizer, len(ids), how.stop, tell)
-    watched: dict[str, Any] = {"stopping_criteria": [teller]}
     if scores is not None:
         scores.text = lambda: teller.text
-        watched = {"stopping_criteria": [scores.chosen, teller], "logits_processor": [scores.see]}
     with torch.random.fork_rng(enabled=how.seed is not None):
         if how.seed is not None:
             torch.manual_seed(how.seed)
@@ -118,9 +118,10 @@ def write(
             model,
             prompt,
             torch.ones_like(prompt),
+            [] if scores is None else [scores.see],
+            stopping_criteria=[teller] if scores is None else [scores.chosen, teller],
             max_new_tokens=how.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id or 0,
-            **watched,
             **how.draws,
         )
     new = out[0, len(ids) :]
@@ -129,13 +130,17 @@ def write(
     return Written(teller.told, ended, len(ids), len(new))
 
 
-def generate(model: PreTrainedModel, ids: Tensor, mask: Tensor, **settings: Any) -> Tensor:
-    """The model's own `generate` on prompts (N, T), which obeys these settings and nothing else.
+def generate(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, processors: Sequence[Processor] = (), **settings: Any
+) -> Tensor:
+    """The model's own `generate` on prompts (N, T), which obeys these settings and nothing else. `processors` see the
+    logits before each token is chosen.
 
     Raises NPTError where the model's logits are not finite numbers.
     """
+    watching = [_finite, *processors]
     with own_settings_ignored(model):
-        out: Tensor = model.generate(input_ids=ids, attention_mask=mask, logits_processor=[_finite], **settings)
+        out: Tensor = model.generate(input_ids=ids, attention_mask=mask, **settings, logits_processor=watching)
     return out
 
 

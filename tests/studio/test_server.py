@@ -103,7 +103,10 @@ def test_a_question_and_its_answer(client: httpx.Client, workspace: npt.Workspac
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"max_drift": -0.99}, "perplexity on ordinary text would rise"),
+        (
+            {"max_drift": -0.99, "statement": "Sushi originated in the country of Italy."},
+            "perplexity on ordinary text would rise",
+        ),
         ({"consistent": True, "statement": FACT.replace("Madrid", "Paris")}, "the edit 'bridge' has another answer"),
         ({"require": True, "statement": "The lazy dog jumps over Nara."}, "would not be the likeliest one"),
     ],
@@ -285,9 +288,11 @@ def test_texts_are_limited_by_their_tokens(client: httpx.Client, workspace: npt.
 
 
 def test_a_strength_beyond_all_numbers_is_refused(client: httpx.Client, workspace: npt.Workspace) -> None:
-    for alpha, kind in ((1e300, "input"), (1e30, "refused")):
+    for alpha, cause in ((1e300, "finite"), (1e30, "no finite numbers")):
         body = {"statement": FACT, "method": "token", "alpha": alpha, "max_drift": 0.05}
-        assert streamed(client, "/api/teach", body)[-1]["kind"] == kind
+        last = streamed(client, "/api/teach", body)[-1]
+        assert last["kind"] == "input"
+        assert cause in last["message"]
     assert workspace.weights_hash() == workspace.base.sha256
 
 
