@@ -354,18 +354,25 @@ def test_log_probabilities_of_a_chat(api: openai.OpenAI) -> None:
     assert stop not in shown or shown.index(stop) == len(cut.message.content or "")
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_line_separators_are_escaped_in_streams(
-    api: openai.OpenAI, client: httpx.Client, workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
+    api: openai.OpenAI,
+    client: httpx.Client,
+    workspace: npt.Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    separator: str,
 ) -> None:
     """Clients that split lines at more than a newline, as httpx does, read events whole."""
-    odd = "a\u2028b\u2029c\x85d"
+    asked: dict[str, Any] = {"model": name_of(api), "messages": TALK, "max_tokens": 3}
+    plain = api.chat.completions.create(**asked).choices[0].message.content or ""
+    said = plain.replace(plain[0], separator)  # a vocabulary in which the model's first character is a separator
     decode = type(workspace.tokenizer).decode
-    monkeypatch.setattr(type(workspace.tokenizer), "decode", lambda *a, **k: odd + decode(*a, **k))
-    body: dict[str, Any] = {"model": name_of(api), "messages": TALK, "max_tokens": 3, "stream": True}
-    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+    odd = lambda *a, **k: decode(*a, **k).replace(plain[0], separator)  # noqa: E731
+    monkeypatch.setattr(type(workspace.tokenizer), "decode", odd)
+    with client.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}) as response:
         lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
-    pieces = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces).startswith(odd)
-    chunks = api.chat.completions.create(model=body["model"], messages=TALK, max_tokens=3, stream=True)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks).startswith(odd)
+    pieces = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert "".join(p.get("content", "") for p in pieces) == said
+    chunks = api.chat.completions.create(**asked, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == said

@@ -288,7 +288,7 @@ def test_texts_are_limited_by_their_tokens(client: httpx.Client, workspace: npt.
 
 
 def test_a_strength_beyond_all_numbers_is_refused(client: httpx.Client, workspace: npt.Workspace) -> None:
-    for alpha, cause in ((1e300, "finite"), (1e30, "no finite numbers")):
+    for alpha, cause in ((1e300, "finite"), (1e30, "no finite number")):
         body = {"statement": FACT, "method": "token", "alpha": alpha, "max_drift": 0.05}
         last = streamed(client, "/api/teach", body)[-1]
         assert last["kind"] == "input"
