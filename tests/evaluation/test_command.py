@@ -123,7 +123,7 @@ def test_bad_input_is_answered(run: Any, tmp_path: Path) -> None:
         (FLAT, ["--sequential", "0"], "limit must be at least 1"),
         (FLAT, ["--seed", "1", "--report", report], "holds the report of another run"),
         (FLAT, ["--sequential", "2", "--report", report], "holds the report of another run"),
-        (FLAT, ["--suite", "zsre"], "there is no record that can be used"),
+        (FLAT, ["--suite", "zsre"], "holds no record that this suite can use; record a: no"),
         (FLAT, ["--sequential", "2", "--method", "prompt"], "'prompt' makes no edits to keep"),
     ):
         status, said, _ = run(data, *options, "--json")
