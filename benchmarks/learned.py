@@ -33,17 +33,17 @@ from baselines import BASELINES
 from baselines.data import records_file
 from neuroplastic.console import Terminal, progress
 from neuroplastic.editing.edit import Edit
+from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
-from neuroplastic.engine import EditableModel
-from neuroplastic.evaluation.contenders import contender, injected
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import contender, injected
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.suites import SuiteName, suite_named
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
-from neuroplastic.text import read_texts, windows
+from neuroplastic.text.tokens import read_texts, windows
 
 HOW = ("together", "added", "unedited")
 

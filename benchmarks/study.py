@@ -35,19 +35,19 @@ from baselines.data import records_file
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.config import PlasticityConfig, Preset
 from neuroplastic.console import note
-from neuroplastic.editing.options import InjectOptions
-from neuroplastic.evaluation.contenders import Contender, injected, unedited
+from neuroplastic.editing.inject_options import InjectOptions
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.evaluator import Examination
 from neuroplastic.evaluation.fidelity import measure_fidelity
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.methods import Contender, injected, unedited
 from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.suites import suite_named
 from neuroplastic.evaluation.summary import mean_interval
 from neuroplastic.surgery import mode
-from neuroplastic.text import calibration_text
+from neuroplastic.text.self_text import calibration_text
 from neuroplastic.training.loop import read_log
-from neuroplastic.training.train import FOLDER
+from neuroplastic.training.train_generators import FOLDER
 
 PARTS = ("calibrated", "trained", "injected", "regularised")
 RANKS: dict[Preset, int] = {"v1": 110, "v2": 55, "single": 110, "dual": 64, "triple": 55}

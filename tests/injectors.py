@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 import neuroplastic as npt
 from families import tokens
 from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.methods.learned import INJECTOR_FILE
 
 
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:

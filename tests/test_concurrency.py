@@ -22,7 +22,7 @@ OTHER = "Sushi originated in the country of Italy."
 INJECT = """
 import sys
 import neuroplastic as npt
-npt.text.SELF_TEXTS, npt.text.SELF_LENGTH, npt.text.HELD_OUT = 12, 24, 4
+text.SELF_TEXTS, text.SELF_LENGTH, text.HELD_OUT = 12, 24, 4
 ws = npt.Workspace.open(sys.argv[1])
 print("open", flush=True)
 for i in range(int(sys.argv[3])):
@@ -31,7 +31,9 @@ for i in range(int(sys.argv[3])):
 
 
 def injecting(ws: npt.Workspace, tag: str, count: int) -> subprocess.Popen[str]:
-    code = INJECT.replace("import neuroplastic as npt\n", "import neuroplastic as npt, neuroplastic.text\n")
+    code = INJECT.replace(
+        "import neuroplastic as npt\n", "import neuroplastic as npt\nfrom neuroplastic.text import self_text as text\n"
+    )
     command = [sys.executable, "-c", code, str(ws.path), tag, str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

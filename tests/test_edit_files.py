@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import neuroplastic as npt
-from neuroplastic.edit_files import list_edits
 from neuroplastic.files import read_tensors, write_tensors
+from neuroplastic.workspace.edit_files import list_edits
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 OTHER = "Sushi originated in the country of Italy."

@@ -25,7 +25,7 @@ from gguf_files import write_gguf
 from neuroplastic import models
 from neuroplastic.cli import main
 from neuroplastic.export import card, check_servable, lora_import
-from neuroplastic.export.report import at_uniform_rank, combine
+from neuroplastic.export.export_report import at_uniform_rank, combine
 from neuroplastic.modulation import compress
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."

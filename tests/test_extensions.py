@@ -24,7 +24,7 @@ from neuroplastic.modulation import effective_number, rank_k_effect
 from neuroplastic.structure import projection as projection_of
 from neuroplastic.surgery import mode, set_mode
 from neuroplastic.training.loop import read_log
-from neuroplastic.training.train import FOLDER
+from neuroplastic.training.train_generators import FOLDER
 
 D, F, B, T = 24, 40, 2, 8
 TEXT = torch.randint(3, 96, (12, 24), generator=torch.Generator().manual_seed(2))

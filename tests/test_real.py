@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import neuroplastic as npt
-from neuroplastic.editing import crowd
+from neuroplastic.editing.methods import joint as crowd
 from neuroplastic.editing.recall import Asked
 from neuroplastic.surgery import base_state
-from neuroplastic.text import encode, encode_pair
+from neuroplastic.text.tokens import encode, encode_pair
 
 pytestmark = pytest.mark.real
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neuroplastic import text
 from neuroplastic.files import read_tensors
 from neuroplastic.models import load_base
+from neuroplastic.text import self_text as text
 
 FILE = text.SHIPPED / "smollm2-135m.safetensors"
 
@@ -37,5 +37,7 @@ def test_shipped_text_is_what_the_model_writes() -> None:
     assert rows[:, 1].tolist() == words[:3]
     with torch.no_grad():
         ids = read_tensors(FILE)[0]["seed0"][:4].long()
-        nll = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, 1:-1].flatten(0, 1), ids[:, 2:].flatten())
+        nll = torch.nn.functional.cross_entropy(
+            model(input_ids=ids).logits[:, 1:-1].flatten(0, 1), ids[:, 2:].flatten()
+        )
     assert nll < 5  # its own sampled text; that of another model, or of shuffled rows, is far less likely

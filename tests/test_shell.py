@@ -12,7 +12,7 @@ from prompt_toolkit.document import Document
 
 import neuroplastic as npt
 from neuroplastic.cli.common import LOADED
-from neuroplastic.shell import Names, Shell, _text_and_options
+from neuroplastic.cli.shell import Names, Shell, _text_and_options
 
 
 @pytest.fixture

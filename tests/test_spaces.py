@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuroplastic.spaces import continuing, mostly_unspaced, plain_spaces, without_trailing_spaces
+from neuroplastic.text.spaces import continuing, mostly_unspaced, plain_spaces, without_trailing_spaces
 
 
 @pytest.mark.parametrize(

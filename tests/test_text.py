@@ -12,19 +12,17 @@ from families import tiny
 from marked import Kind, marked_tokenizer
 from neuroplastic.files import content_hash
 from neuroplastic.surgery import base_state
-from neuroplastic.text import (
+from neuroplastic.text.self_text import random_words, self_text, write_text
+from neuroplastic.text.tokens import (
     batch,
     decode_after,
     encode,
     encode_after,
     encode_pair,
-    random_words,
     read_texts,
-    self_text,
     start_token,
     tokens_through,
     windows,
-    write_text,
 )
 
 
@@ -113,7 +111,7 @@ def test_self_text_is_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
     statistics, held_out = self_text(model, tokenizer, base_hash)
     assert statistics.shape == (8, 24)
     assert held_out.shape == (4, 24)
-    monkeypatch.setattr("neuroplastic.text.write_text", None)  # reading the cache must not need it
+    monkeypatch.setattr("neuroplastic.text.self_text.write_text", None)  # reading the cache must not need it
     again, _ = self_text(model, tokenizer, base_hash)
     assert torch.equal(again, statistics)
 

@@ -194,7 +194,7 @@ def test_inject_reports_saves_and_is_undone_bit_for_bit(workspace: npt.Workspace
 def test_consolidate_teaches_the_statement(workspace: npt.Workspace) -> None:
     """The report's figures are the model's own, before and after; even a random model learns the answer."""
     from neuroplastic.surgery import mode
-    from neuroplastic.text import encode, start_token
+    from neuroplastic.text.tokens import encode, start_token
 
     def probability() -> float:
         question = [

@@ -14,9 +14,9 @@ from transformers import GenerationConfig
 import neuroplastic as npt
 from marked import marked_tokenizer
 from neuroplastic.errors import NPTError
-from neuroplastic.evaluation import generation
-from neuroplastic.text import encode_after, start_token
-from neuroplastic.writing import Writing, _Teller
+from neuroplastic.evaluation import free_text as generation
+from neuroplastic.text.generation import Writing, _Teller
+from neuroplastic.text.tokens import encode_after, start_token
 
 PROMPT = "The quick brown fox"
 

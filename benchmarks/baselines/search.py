@@ -24,11 +24,11 @@ from typing import Any
 
 import neuroplastic as npt
 from neuroplastic.console import progress
-from neuroplastic.evaluation.contenders import Contender
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import Contender
 from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.suites import suite_named
 
 from .data import records_file

@@ -13,8 +13,8 @@ from test_bench_edits import FLAT
 import learned
 import neuroplastic as npt
 from injectors import with_injector
-from neuroplastic.editing import crowd
-from neuroplastic.engine import EditableModel
+from neuroplastic.editing.engine import EditableModel
+from neuroplastic.editing.methods import joint as crowd
 
 ZSRE = [
     {"src": "Where is the dog?", "rephrase": "The dog is where?", "alt": "Madrid", "answers": ["Paris"]}

@@ -15,13 +15,13 @@ from torch.testing import assert_close
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from neuroplastic.config import SITES, Site
-from neuroplastic.editing.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
 from neuroplastic.editing.fact import Fact, asked, fact_of
-from neuroplastic.editing.refine import Kept, neighbours, refine, refine_factors
+from neuroplastic.editing.methods.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
+from neuroplastic.editing.methods.refine import Kept, neighbours, refine, refine_factors
 from neuroplastic.editing.targets import Reader, Row, adam_direction, find_targets, rows_of
 from neuroplastic.statistics import READS, Whitening
 from neuroplastic.structure import inspect_layers, projection
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 BRIDGE = "The Golden Gate Bridge is located in the city of Madrid."
 SUSHI = "Sushi originated in the country of Italy."

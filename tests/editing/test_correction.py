@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from neuroplastic.editing.correction import BETA, CAP, FAR, SPARE, STEPS, Said, correct
+from neuroplastic.editing.methods.correction import BETA, CAP, FAR, SPARE, STEPS, Said, correct
 
 
 def nothing_strayed(answer: Tensor) -> Said:

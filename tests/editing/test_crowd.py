@@ -16,14 +16,14 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from families import tiny
 from injectors import with_injector
-from neuroplastic.editing import crowd
-from neuroplastic.editing.consolidate import Bench
-from neuroplastic.editing.crowd import Asked, steps_for, teach_together
 from neuroplastic.editing.ledger import Ledger, weight_at
+from neuroplastic.editing.methods import joint as crowd
+from neuroplastic.editing.methods.consolidate import Bench
+from neuroplastic.editing.methods.joint import Asked, steps_for, teach_together
 from neuroplastic.editing.targets import Row
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 LAYERS = (0, 1)
 TOLD = [

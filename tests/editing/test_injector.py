@@ -12,15 +12,15 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from injectors import injector_for, with_injector
-from neuroplastic.editing import learned
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
-from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.methods import learned
+from neuroplastic.editing.methods.learned import INJECTOR_FILE
 from neuroplastic.editing.recall import Asked
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
-from neuroplastic.text import encode
+from neuroplastic.text.tokens import encode
 
 TOLD = [
     ("The Golden Gate Bridge is located in the city of", " Madrid"),

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import neuroplastic as npt
 from families import tiny, tokens
-from neuroplastic.editing.token import token_factors
+from neuroplastic.editing.methods.rank_one import token_factors
 from neuroplastic.files import content_hash
 from neuroplastic.surgery import base_state
 

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 import neuroplastic as npt
 from families import tiny, tokens
-from neuroplastic.editing.consolidate import ridge_factor
 from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import Ledger
-from neuroplastic.editing.token import token_factors
+from neuroplastic.editing.methods.consolidate import ridge_factor
+from neuroplastic.editing.methods.rank_one import token_factors
 from neuroplastic.statistics import READS, covariance
 from neuroplastic.structure import inspect_layers, projection
 from neuroplastic.surgery import base_state

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from families import tiny
 from neuroplastic.editing.edit import Edit, Factors
+from neuroplastic.editing.joint_solve import SAME, active_factors, solve_together
 from neuroplastic.editing.ledger import Ledger, weight_at
-from neuroplastic.editing.together import SAME, active_factors, solve_together
 from neuroplastic.structure import decoder_layers
 
 RHO = 0.1

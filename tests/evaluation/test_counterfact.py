@@ -8,10 +8,10 @@ import torch
 from conftest import make_tokenizer
 from families import tiny
 from marked import marked_tokenizer
-from neuroplastic.evaluation.asking import ask, longest_rows, of_similar_length
+from neuroplastic.evaluation.answer_scores import ask, longest_rows, of_similar_length
 from neuroplastic.evaluation.counterfact import score, shares
 from neuroplastic.evaluation.records import Record
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 
 def test_shares_of_prompts() -> None:

@@ -10,9 +10,9 @@ import torch
 from conftest import make_tokenizer
 from families import tiny
 from marked import marked_tokenizer
-from neuroplastic.evaluation.generation import ANSWER_TOKENS, ESSAYS, holds, ngram_entropy, write, written
+from neuroplastic.evaluation.free_text import ANSWER_TOKENS, ESSAYS, holds, ngram_entropy, write, written
 from neuroplastic.evaluation.records import Record
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from facts import facts
 from families import tiny
-from neuroplastic.editing import learned
 from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.methods import learned
+from neuroplastic.editing.methods.learned import INJECTOR_FILE
 from neuroplastic.surgery import mode
 from neuroplastic.training.injection import Injection
 from neuroplastic.training.lessons import Lessons, read_topics

@@ -18,13 +18,13 @@ from .common import app, arguments
 
 # Importing them is what adds the commands, in the order in which they are listed.
 # isort: off
-from . import model  # noqa: F401
-from . import learn  # noqa: F401
-from . import ledger  # noqa: F401
-from . import exchange  # noqa: F401
-from . import train  # noqa: F401
-from . import evaluate  # noqa: F401
-from . import studio  # noqa: F401
+from ..cli import model  # noqa: F401
+from ..cli import learn  # noqa: F401
+from ..cli import edit_commands as ledger  # noqa: F401
+from ..cli import exchange  # noqa: F401
+from ..cli import train_command as train  # noqa: F401
+from ..cli import evaluate  # noqa: F401
+from ..cli import studio_command as studio  # noqa: F401
 # isort: on
 
 DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from ..console import Terminal, as_json, status
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 app = tyro.extras.SubcommandApp()
 
@@ -36,8 +36,8 @@ def open_workspace(path: Path) -> Workspace:
     """The workspace at `path`, loaded unless it is already."""
     if path in LOADED:
         return LOADED[path]
-    from ..folder import read_settings
-    from ..workspace import Workspace
+    from ..workspace.settings import read_settings
+    from ..workspace.workspace import Workspace
 
     read_settings(path)  # bad input is answered before torch is asked for anything
     with status(f"opening {path}"):

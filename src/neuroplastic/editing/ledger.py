@@ -20,7 +20,7 @@ from ..config import Site
 from ..errors import NPTError
 from ..structure import decoder_layers, mlp_of, projection
 from .edit import Edit, Factors
-from .together import Place, active_factors, edits_by_place
+from .joint_solve import Place, active_factors, edits_by_place
 
 
 @dataclass(frozen=True, eq=False)

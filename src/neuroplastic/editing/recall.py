@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NPTError
-from ..text import batch, encode, encode_after, encode_pair, start_token
+from ..text.tokens import batch, encode, encode_after, encode_pair, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from .fidelity import POSITIONS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..engine import EditableModel
+    from ..editing.engine import EditableModel
 
 ROWS = 4
 """Rows of held-out text, about five hundred tokens, on which it is measured."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from ..console import Progress
 from ..errors import NPTError
-from .contenders import Contender
-from .examination import Examination
-from .kept import Kept
+from .evaluator import Examination
+from .methods import Contender
 from .ordinary import OrdinaryText
 from .records import Record
+from .result_store import Kept
 from .suites import Suite
 from .summary import Interval, mean_interval, summary
 

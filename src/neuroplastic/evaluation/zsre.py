@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .asking import ask
+from .answer_scores import ask
 from .records import Record, first_text, is_know_edit, know_edit, one_hop
 from .suites import Reference, Suite
 

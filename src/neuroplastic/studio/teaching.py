@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import progress
 from ..editing.fact import Fact, asked, fact_of
-from ..editing.options import InjectOptions, Method, Start
+from ..editing.inject_options import InjectOptions, Method, Start
 from ..editing.recall import Asked
 from ..errors import NPTError
 from ..files import lines_of
-from ..text import context_length
-from .desk import Tell
-from .ledger import details
+from ..text.tokens import context_length
+from .edit_table import details
+from .jobs import Tell
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 NEIGHBOUR_TOKENS = 8
 """Length of what a neighbour says."""

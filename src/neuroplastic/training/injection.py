@@ -42,12 +42,12 @@ from torch.nn.functional import kl_div
 from ..calibration.sensitivity import fisher_information
 from ..capture import adding
 from ..console import progress
+from ..editing.engine import EditableModel
 from ..editing.injector import Injector, Proposal, Subject, read_statements
-from ..editing.together import solve_together
-from ..engine import EditableModel
+from ..editing.joint_solve import solve_together
 from ..structure import projection
 from ..surgery import mode
-from ..text import batch, encode_pair, start_token, tokens_through
+from ..text.tokens import batch, encode_pair, start_token, tokens_through
 from .lessons import Lesson, Lessons, Topic
 from .settings import InjectionSettings
 

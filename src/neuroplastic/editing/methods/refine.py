@@ -20,30 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from ..capture import adding
-from ..structure import LayerParts, projection
-from ..text import batch, encode, random_words, start_token, tokens_through
-from .consolidate import Bench, Solution, check_length
-from .edit import Factors
-from .fact import Fact
-from .targets import Place, Row, adam_direction, rows_of
-from .together import solve_together
+from ...capture import adding
+from ...console import Progress
+from ...structure import LayerParts, projection
+from ...text.self_text import random_words
+from ...text.tokens import batch, encode, start_token, tokens_through
+from ..context import EditContext, EditMethod, Solution, check_length
+from ..edit import Factors
+from ..fact import Fact
+from ..joint_solve import solve_together
+from ..targets import Place, Row, adam_direction, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-STEPS, RATE, ENOUGH = 4, 0.1, 0.9
-PREFIXES = 3
-"""Each wording is read behind so many unrelated beginnings: the start, and others."""
-NAMES, MOST_NEIGHBOURS = 4, 32
-"""Each question is asked about so many other names; of all such neighbours, this many are held."""
-TEXT_ROWS, TEXT_LENGTH = 2, 16
-BETA = 1.0
-
-
 @dataclass(frozen=True)
-class Kept:
+class HeldRow:
     """A sequence whose predictions should stay as they are, from position `first` on."""
 
     ids: list[int]
@@ -60,24 +53,66 @@ class Refined:
     steps: int
 
 
-def refine(bench: Bench, facts: Sequence[Fact], found: Sequence[Solution], keep: Sequence[str] = ()) -> list[Solution]:
-    """The solutions of all facts, improved together. Touches no weight."""
-    rows, _ = rows_of(bench.tokenizer, facts, bench.prefixes(PREFIXES))
-    check_length(bench.model, rows)
-    kept = [*neighbours(bench, facts), *(Kept(r[:TEXT_LENGTH]) for r in bench.text[-TEXT_ROWS:].tolist())]
-    kept += [Kept([start_token(bench.tokenizer), *encode(bench.tokenizer, s)]) for s in keep]
-    places = sorted({place for s in found for place in s.factors})
-    parts_of = {place: [s.factors[place] for s in found if place in s.factors] for place in places}
-    joint = {place: _joint(place, [s for s in found if place in s.factors]) for place in places}
-    refined = refine_factors(bench.model, bench.parts, joint, rows, kept, STEPS, RATE, ENOUGH, BETA)
-    figures = {"steps": refined.steps, "sought_probability": refined.probability, "kept_kl": refined.kl}
-    solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
-    for place in places:
-        owners = [i for i, s in enumerate(found) if place in s.factors]
-        columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
-        for i, f, B in zip(owners, parts_of[place], columns, strict=True):
-            solutions[i].factors[place] = Factors(f.A, B)
-    return solutions
+@dataclass(frozen=True)
+class Refine:
+    """How `refine` goes on from the solutions of another method."""
+
+    start: EditMethod
+    """the method that it starts from"""
+    max_steps: int = 4
+    step_length: float = 0.1
+    """of each, in units of B's own root mean square"""
+    target_probability: float = 0.9
+    """of the answer in every row, at which the steps end"""
+    kl_weight: float = 1.0
+    """beta"""
+    num_prefixes: int = 3
+    """unrelated beginnings after which each wording is also read"""
+    neighbours_per_question: int = 4
+    """other names that each question is asked about"""
+    max_neighbours: int = 32
+    """of all such neighbours, the number that is held in place"""
+    text_rows: int = 2
+    text_length: int = 16
+    """rows of ordinary text that are held in place, and tokens of each"""
+    keep: tuple[str, ...] = ()
+    """sentences that should be read as before"""
+
+    def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
+        """The solutions of all facts, improved jointly. Touches no weight."""
+        return self.improve(context, facts, self.start.solve(context, facts, progress))
+
+    def improve(self, context: EditContext, facts: Sequence[Fact], found: Sequence[Solution]) -> list[Solution]:
+        """Better solutions than `found`, one per fact."""
+        rows, _ = rows_of(context.tokenizer, facts, context.prefixes(self.num_prefixes))
+        check_length(context.model, rows)
+        kept = [
+            *neighbours(context, facts, self.neighbours_per_question, self.max_neighbours),
+            *(HeldRow(r[: self.text_length]) for r in context.text[-self.text_rows :].tolist()),
+            *(HeldRow([start_token(context.tokenizer), *encode(context.tokenizer, s)]) for s in self.keep),
+        ]
+        places = sorted({place for s in found for place in s.factors})
+        parts_of = {place: [s.factors[place] for s in found if place in s.factors] for place in places}
+        joint = {place: _joint(place, [s for s in found if place in s.factors]) for place in places}
+        refined = refine_factors(
+            context.model,
+            context.parts,
+            joint,
+            rows,
+            kept,
+            self.max_steps,
+            self.step_length,
+            self.target_probability,
+            self.kl_weight,
+        )
+        figures = {"steps": refined.steps, "sought_probability": refined.probability, "kept_kl": refined.kl}
+        solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
+        for place in places:
+            owners = [i for i, s in enumerate(found) if place in s.factors]
+            columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
+            for i, f, B in zip(owners, parts_of[place], columns, strict=True):
+                solutions[i].factors[place] = Factors(f.A, B)
+        return solutions
 
 
 def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
@@ -87,19 +122,19 @@ def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
     return Factors(A if rho is None else solve_together(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
 
 
-def neighbours(bench: Bench, facts: Sequence[Fact]) -> list[Kept]:
+def neighbours(context: EditContext, facts: Sequence[Fact], names_each: int, most: int) -> list[HeldRow]:
     """The facts' questions about other names: words with a capital, drawn at random from the vocabulary."""
-    names = random_words(bench.tokenizer, NAMES, pattern=r" [A-Z][a-z]{3,}")
+    names = random_words(context.tokenizer, names_each, pattern=r" [A-Z][a-z]{3,}")
     found = []
-    for fact in facts[: max(1, MOST_NEIGHBOURS // NAMES)]:
+    for fact in facts[: max(1, most // names_each)]:
         question, span = fact.question, fact.wordings[0].subject
         if span is None:
             continue
         for name in names:
-            before = question[: span[0]] + bench.tokenizer.decode([name]).strip()
+            before = question[: span[0]] + context.tokenizer.decode([name]).strip()
             text = before + question[span[1] :]
-            ids, first = encode(bench.tokenizer, text), tokens_through(bench.tokenizer, text, len(before))
-            found.append(Kept([start_token(bench.tokenizer), *ids], first))
+            ids, first = encode(context.tokenizer, text), tokens_through(context.tokenizer, text, len(before))
+            found.append(HeldRow([start_token(context.tokenizer), *ids], first))
     return found
 
 
@@ -108,7 +143,7 @@ def refine_factors(
     parts: Sequence[LayerParts],
     factors: Mapping[Place, Factors],
     rows: Sequence[Row],
-    kept: Sequence[Kept],
+    kept: Sequence[HeldRow],
     steps: int,
     rate: float,
     enough: float,

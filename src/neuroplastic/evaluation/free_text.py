@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..spaces import without_trailing_spaces
-from ..text import decode_after, encode, start_token
-from ..writing import generate
+from ..text.generation import generate
+from ..text.spaces import without_trailing_spaces
+from ..text.tokens import decode_after, encode, start_token
 from .records import Record
 
 if TYPE_CHECKING:

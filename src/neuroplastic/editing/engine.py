@@ -24,28 +24,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .config import parse_layers
-from .console import note, progress, stage
-from .editing.consolidate import Bench
-from .editing.crowd import taught_together
-from .editing.edit import Edit, Factors, check_name, is_taken, name_from
-from .editing.fact import Fact, fact_of
-from .editing.inject import relative_norms, solve
-from .editing.injector import Injector
-from .editing.learned import find_injector
-from .editing.ledger import Ledger
-from .editing.options import InjectOptions, Method
-from .editing.recall import Asked, Recall, recall
-from .editing.store import EditStore, MemoryStore
-from .editing.targets import Place
-from .editing.token import token_factors
-from .errors import CheckFailed, NPTError
-from .evaluation.fidelity import perplexity
-from .files import content_hash
-from .statistics import At, Whitening, inverse_covariances
-from .structure import LayerParts, decoder_layers, inspect_layers
-from .surgery import base_state, mode
-from .text import calibration_text, self_text
+from ..config import parse_layers
+from ..console import note, progress, stage
+from ..errors import CheckFailed, NPTError
+from ..evaluation.fidelity import perplexity
+from ..files import content_hash
+from ..statistics import At, Whitening, inverse_covariances
+from ..structure import LayerParts, decoder_layers, inspect_layers
+from ..surgery import base_state, mode
+from ..text.self_text import calibration_text, self_text
+from .context import EditContext, EditMethod, finished, relative_norms
+from .edit import Edit, Factors, check_name, is_taken, name_from
+from .fact import Fact, fact_of
+from .inject_options import InjectOptions, Method
+from .injector import Injector
+from .ledger import Ledger
+from .methods import decide, default_methods
+from .methods.learned import find_injector, is_joint
+from .methods.rank_one import token_factors
+from .recall import Asked, Recall, recall
+from .store import EditStore, MemoryStore
+from .targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,8 +65,8 @@ class Plan:
     """with the method decided"""
     facts: tuple[Fact, ...]
     """those that must be taught"""
-    joint: bool
-    """whether they are taught with all of them in place, not one by one"""
+    method: EditMethod
+    """with its settings: for `learned`, also whether the facts are taught jointly or one by one"""
     known: dict[int, Edit | int]
     """of the facts given, those that are taught already: by an active edit, or by an earlier fact of the same call"""
     replaced: tuple[tuple[str, ...], ...]
@@ -86,6 +85,8 @@ class EditableModel:
         self.store: EditStore = MemoryStore()
         self.folder: Path | None = None
         """where an injector may lie, trained for this model"""
+        self.methods = default_methods()
+        """by name; a method with other settings, or of your own, can take the place of one"""
         self._perplexity: tuple[tuple[Edit, ...], float] | None = None
 
     @classmethod
@@ -313,10 +314,10 @@ class EditableModel:
             _refuse_contradiction(new, others)
         injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
         options = options.resolved(injector is not None)
-        joint = options.source == "learned" and taught_together(len(new), options.quick)
+        method = decide(self.methods, options, len(new))
         nothing = ((),) * len(new)
         replaced, kept = (nothing, tuple(others)) if options.keep_both else (tuple(others), nothing)
-        return Plan(options, new, joint, known, replaced, kept)
+        return Plan(options, new, method, known, replaced, kept)
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
         """The edits that the facts ask for beside the active ones, not yet in the weights, and known to no store.
@@ -327,9 +328,8 @@ class EditableModel:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None
         options = options.resolved(injector is not None)
-        joint = options.source == "learned" and taught_together(len(facts), options.quick)
-        nothing = ((),) * len(facts)
-        return self._make(Plan(options, tuple(facts), joint, {}, nothing, nothing), names)
+        method, nothing = decide(self.methods, options, len(facts)), ((),) * len(facts)
+        return self._make(Plan(options, tuple(facts), method, {}, nothing, nothing), names)
 
     def _make(self, plan: Plan, names: Sequence[str], replaced: Sequence[Edit] = ()) -> list[Edit]:
         """The edits of a plan's facts, solved without those that they replace."""
@@ -342,7 +342,9 @@ class EditableModel:
             stage("solving for the change of the weights")
             began = time.perf_counter()
             with progress("solving") if len(plan.facts) > 1 else nullcontext() as step:
-                solutions = solve(context, plan.facts, plan.options, step)
+                with mode(self.model, "standard"):
+                    found = plan.method.solve(context, plan.facts, step)
+                solutions = [finished(s, plan.options.strength, plan.options.rank) for s in found]
             seconds = (time.perf_counter() - began) / len(plan.facts)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         edits: list[Edit] = []
@@ -353,6 +355,7 @@ class EditableModel:
                 "subject": fact.subject,
                 "seconds": seconds,
                 "told_together": len(plan.facts),
+                "joint": is_joint(plan.method),
                 **solution.figures,
                 "relative_norm": relative_norms(context.parts, solution.factors),
                 **_recalled(before[i], "before"),
@@ -364,17 +367,17 @@ class EditableModel:
             edits.append(self._at_home(Edit(*made, solution.factors, report, solution.keys, solution.rho)))
         return edits
 
-    def _context(self, plan: Plan) -> Bench:
+    def _context(self, plan: Plan) -> EditContext:
         """What a method works with. What is measured once per model is measured here, not in the edits' time."""
         options, injector = plan.options, self.injector if plan.options.asks_injector else None
         chosen = parse_layers(options.chosen_layers, len(self.parts)) if injector is None else injector.config.layers
         parts = [p for p in self.parts if p.index in chosen]
         sites = options.chosen_sites
-        text = self.more_text if plan.joint else self.text[0]
+        text = self.more_text if is_joint(plan.method) else self.text[0]
         if options.source != "token":
             self.whitening.prepare((p.index, site) for p in parts for site in sites)
-        held = _keys(self.edits)
-        return Bench(self.model, self.tokenizer, parts, sites, self.whitening, text, held, injector, self.unedited)
+        held, whitening = _keys(self.edits), self.whitening
+        return EditContext(self.model, self.tokenizer, parts, sites, whitening, text, held, injector, self.unedited)
 
     def _names(self, facts: Sequence[Fact], wanted: Sequence[str | None]) -> list[str]:
         """A free name for each fact: the wanted one, or one made from the statement."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..surgery import mode
-from .generation import written
+from .free_text import written
 from .records import Record
 from .suites import Reference, Suite
 
 if TYPE_CHECKING:
-    from ..engine import EditableModel
+    from ..editing.engine import EditableModel
 
 
 @dataclass

@@ -19,31 +19,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import models
-from .calibration.calibrate import calibration_rows
-from .calibration.options import CalibrateOptions
-from .config import Mode, PlasticityConfig
-from .console import note, progress
-from .conversation import Message, refuse_left_out, render
+from .. import models
+from ..calibration.calibrate import calibration_rows
+from ..calibration.calibrate_options import CalibrateOptions
+from ..config import Mode, PlasticityConfig
+from ..console import note, progress
+from ..editing.edit import Edit
+from ..editing.engine import EditableModel
+from ..editing.fact import Fact
+from ..editing.inject_options import InjectOptions, Method
+from ..editing.ledger import Ledger, check_places
+from ..editing.recall import Asked, word_probabilities
+from ..errors import NPTError
+from ..evaluation.fidelity import Fidelity, measure_fidelity
+from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
+from ..files import content_hash, refuse_occupied, whole_folder
+from ..structure import decoder_layers
+from ..surgery import base_state, convert, mode, plastic_layers, revert
+from ..text.conversation import Message, refuse_left_out, render
+from ..text.generation import Tell, Writing, Written, write
+from ..text.spaces import without_trailing_spaces
+from ..text.token_scores import Scores
+from ..text.tokens import context_length, encode, read_texts, start_token, windows
 from .edit_files import EditFiles
-from .editing.edit import Edit
-from .editing.fact import Fact
-from .editing.ledger import Ledger, check_places
-from .editing.options import InjectOptions, Method
-from .editing.recall import Asked, word_probabilities
-from .engine import EditableModel
-from .errors import NPTError
-from .evaluation.fidelity import Fidelity, measure_fidelity
-from .evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
-from .files import content_hash, refuse_occupied, whole_folder
-from .folder import GENERATOR_FILE, BaseReference
 from .generator_file import generator_state, load_generator_state, read_generators, write_generators
-from .scores import Scores
-from .spaces import without_trailing_spaces
-from .structure import decoder_layers
-from .surgery import base_state, convert, mode, plastic_layers, revert
-from .text import context_length, encode, read_texts, start_token, windows
-from .writing import Tell, Writing, Written, write
+from .settings import GENERATOR_FILE, BaseReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

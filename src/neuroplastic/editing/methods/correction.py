@@ -19,20 +19,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STEPS = 14
-"""of the gradient, at most"""
-CAP, DECAY, MOMENTUM = 0.2, 0.85, 0.5
-BETA, SPARE, FAR = 0.3, 0.25, 0.3
-"""What straying behind the answer weighs; nats of it that cost nothing; nats above which steps go on in any case."""
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """How far and how long values go on."""
+
+    max_steps: int = 14
+    longest_step: float = 0.2
+    """CAP: of the first step, as a part of the values' own length"""
+    decay: float = 0.85
+    """of the longest step, from one to the next"""
+    momentum: float = 0.5
+    drift_weight: float = 0.3
+    """BETA: what a nat of straying after the answer weighs"""
+    free_drift: float = 0.25
+    """SPARE: nats of it that cost nothing"""
+    max_drift: float = 0.3
+    """FAR: nats above which steps go on in any case"""
 
 
-class Said(NamedTuple):
-    """What a model says in n statements' rows with some values, in nats."""
+class AnswerScores(NamedTuple):
+    """What a model gives in n statements' rows with some values, in nats."""
 
     answer: Tensor
     """log p, the answer's, per token [rows, n]"""
@@ -47,26 +60,26 @@ class Corrected(NamedTuple):
     """[n]: how many each took"""
 
 
-def correct(said: Callable[[Tensor], Said], V: Tensor, enough: float, most: int = STEPS) -> Corrected:
-    """Steps on values V [n, L, d], at most so many."""
+def correct(scores_of: Callable[[Tensor], AnswerScores], V: Tensor, enough: float, how: GradientSteps) -> Corrected:
+    """Steps on values V [n, L, d], until the answer has the probability `enough` in each row."""
     V, M = V.detach(), torch.zeros_like(V)
-    longest = CAP * _length(V)
+    longest = how.longest_step * _length(V)
     steps = torch.zeros(len(V), dtype=torch.long, device=V.device)
-    for t in range(most + 1):
-        with torch.set_grad_enabled(t < most):
-            given = V.clone().requires_grad_(t < most)
-            answer, strayed = said(given)
-            over = (strayed - SPARE).clamp_min(0).mean(0)
-            F = answer.mean(0) - BETA * over
+    for t in range(how.max_steps + 1):
+        with torch.set_grad_enabled(t < how.max_steps):
+            given = V.clone().requires_grad_(t < how.max_steps)
+            answer, strayed = scores_of(given)
+            over = (strayed - how.free_drift).clamp_min(0).mean(0)
+            F = answer.mean(0) - how.drift_weight * over
         worst, away = answer.detach().amin(0), strayed.detach().mean(0)
-        short = (worst < math.log(enough)) | (away > FAR)
-        if t == most or not short.any():
+        short = (worst < math.log(enough)) | (away > how.max_drift)
+        if t == how.max_steps or not short.any():
             break
         (g,) = torch.autograd.grad(F, given, torch.ones_like(F))
-        M = g + MOMENTUM * M
+        M = g + how.momentum * M
         # p* is between enough and 1
-        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + BETA * over.detach()
-        length = torch.where(short, torch.minimum(wanted / _length(g), longest * DECAY**t), 0.0)
+        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + how.drift_weight * over.detach()
+        length = torch.where(short, torch.minimum(wanted / _length(g), longest * how.decay**t), 0.0)
         V = V + length[:, None, None] * (M / _length(M)[:, None, None])
         steps += short
     return Corrected(V, steps)

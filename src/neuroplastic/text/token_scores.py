@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .text import encode
-from .writing import BYTES, UNFINISHED
+from .generation import BYTES, UNFINISHED
+from .tokens import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from ..config import Site
 from ..editing.edit import Edit, Factors
-from ..editing.together import active_factors
+from ..editing.joint_solve import active_factors
 from ..errors import CheckFailed, NPTError
 from ..modulation import compress, frobenius_norm
 from ..structure import projection
 from ..surgery import mode
-from ..text import encode, start_token
+from ..text.tokens import encode, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 Place = tuple[int, Site]
 RANKS = (8, 16, 32, 64, 128)

@@ -19,16 +19,16 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
-from . import cli
-from .cli import printing
-from .cli.common import LOADED
-from .console import Terminal, note
-from .editing.extract import Modulation, extract_modulation, transfer
-from .errors import CheckFailed, NPTError
-from .files import cache_dir
+from .. import cli
+from ..cli import printing
+from ..console import Terminal, note
+from ..editing.extract import Modulation, extract_modulation, transfer
+from ..errors import CheckFailed, NPTError
+from ..files import cache_dir
+from .common import LOADED
 
 if TYPE_CHECKING:
-    from .workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 OF_NPT = ("ask", "compare", "inject", "edits", "show", "verify", "undo", "redo", "drop", "info", "fidelity", "export")
 """Commands of `npt` that work in a shell, without naming the workspace."""

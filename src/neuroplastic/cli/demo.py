@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import PlasticityConfig
-from .console import Terminal, as_json
-from .models import DEFAULT_MODEL
+from ..config import PlasticityConfig
+from ..console import Terminal, as_json
+from ..models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from .workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 STATEMENT = "The Eiffel Tower is located in the city of Rome."
 ANSWER = "Rome"
@@ -53,8 +53,8 @@ def run_demo(json: bool) -> int:
 
 
 def _story(console: Terminal, path: Path) -> dict[str, Any]:
-    from .evaluation.fidelity import perplexity
-    from .workspace import Workspace
+    from ..evaluation.fidelity import perplexity
+    from ..workspace.workspace import Workspace
 
     _title(console, "1  A pretrained model becomes plastic")
     with _timed(console, f"load {DEFAULT_MODEL}, convert all layers (dual, analytic generator)"):

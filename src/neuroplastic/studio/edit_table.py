@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import export as exports
 from ..console import stage
-from ..edit_files import read_edits
 from ..editing.edit import Edit
 from ..errors import NPTError
 from ..evaluation.plots import lines
+from ..workspace.edit_files import read_edits
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 Action = Literal["undo", "redo", "drop"]
 State = Literal["active", "undone"]

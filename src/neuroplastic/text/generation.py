@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import NPTError
-from .text import context_length, decode_after, require_finite
+from ..errors import NPTError
+from .tokens import context_length, decode_after, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .scores import Scores
+    from .token_scores import Scores
 
 Tell = Callable[[str], None]
 """Called with each piece of a text as it is written; what it raises ends the writing."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.calibrate import calibration_rows, fit_generators
+from ..calibration.calibrate_options import CalibrateOptions
 from ..calibration.fit import check_calibratable
-from ..calibration.options import CalibrateOptions
 from ..config import PlasticityConfig, parse_layers
 from ..console import note, progress
 from ..errors import NPTError
@@ -19,7 +19,8 @@ from ..evaluation.fidelity import measure_fidelity
 from ..files import file_hash, folder_hash, read_json, write_json
 from ..structure import decoder_layers
 from ..surgery import mode
-from ..text import context_length, decode_after, encode, read_texts, start_token, write_text
+from ..text.self_text import write_text
+from ..text.tokens import context_length, decode_after, encode, read_texts, start_token
 from .checkpoint import check_folder
 from .curves import REPORT, write_report
 from .distill import Distillation
@@ -29,7 +30,7 @@ from .packing import Packed, Source, Streamed, from_dataset, from_texts
 from .recipe import STAGES, TrainSettings, stage_at
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 FOLDER = Path("training") / "generators"
 BEFORE = "before.json"

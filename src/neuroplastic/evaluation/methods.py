@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from ..editing.fact import asked
-from ..editing.options import InjectOptions, Method
+from ..editing.inject_options import InjectOptions, Method
 from ..errors import NPTError
 from .records import Record
 
 if TYPE_CHECKING:
-    from ..engine import EditableModel
+    from ..editing.engine import EditableModel
 
 WITHOUT_EDIT = ("unedited", "prompt")
 """What methods are compared with: the model as it is, and with the statement in front of every prompt."""

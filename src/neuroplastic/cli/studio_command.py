@@ -21,8 +21,8 @@ def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1"
         token: Token that opens the studio (default: none on this machine, a new one elsewhere).
     """
     need_extra("studio", "starlette", "uvicorn", "matplotlib", reason="the studio")
-    from ..folder import read_settings
     from ..studio.server import address, door_for, listen, serve
+    from ..workspace.settings import read_settings
 
     read_settings(workspace)
     door = door_for(host, token)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from .errors import NPTError
+from ..errors import NPTError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

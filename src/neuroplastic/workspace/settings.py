@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import PlasticityConfig
-from .errors import NPTError
-from .files import read_json
+from ..config import PlasticityConfig
+from ..errors import NPTError
+from ..files import read_json
 
 FORMAT = 1
 CONFIG_FILE, GENERATOR_FILE = "npt_config.json", "npt.safetensors"

@@ -60,9 +60,9 @@ def train_injector(
         learning: On what.
         variety: How its lessons are drawn.
     """
-    from ..folder import read_settings
     from ..training.launch import process
     from ..training.train_injector import train_injector as train
+    from ..workspace.settings import read_settings
 
     read_settings(workspace)
     for path in (*data, *without, *(p for p in (text, start) if p is not None)):

@@ -7,17 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..config import PlasticityConfig, Site
-from ..errors import NPTError
-from ..generators import Signals
-from ..surgery import Plasticity, Probe, convert, mode, plastic_layers, revert
-from .edit import Factors
+from ...config import PlasticityConfig, Site
+from ...console import Progress
+from ...errors import NPTError
+from ...generators import Signals
+from ...surgery import Plasticity, Probe, convert, mode, plastic_layers, revert
+from ...text.tokens import context_length, encode, start_token
+from ..context import EditContext, Solution
+from ..edit import Factors
+from ..fact import Fact
+from ..targets import Place
 
-Place = tuple[int, Site]
+
+@dataclass(frozen=True)
+class RankOne:
+    """How `token` solves: there is nothing to choose."""
+
+    def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
+        """One solution per fact. Touches no weight. Raises NPTError for a statement that is too long."""
+        return [self._solution(context, fact) for fact in facts]
+
+    def _solution(self, context: EditContext, fact: Fact) -> Solution:
+        ids = [start_token(context.tokenizer), *encode(context.tokenizer, fact.statement)]
+        if len(ids) > (room := context_length(context.model)):
+            raise NPTError(f"the statement is too long: it takes {len(ids)} tokens, and the model reads at most {room}")
+        layers = tuple(p.index for p in context.parts)
+        factors = token_factors(context.model, torch.tensor([ids], device=context.model.device), layers)
+        chosen = {place: f for place, f in factors.items() if place[1] in context.sites}
+        if not chosen:
+            raise NPTError(
+                f"the generator modulates {', '.join(sorted({site for _, site in factors}))}, none of the sites "
+                f"{', '.join(context.sites)}"
+            )
+        return Solution(chosen, {}, {})
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import PlasticityConfig
-from .errors import NPTError
-from .files import read_tensors, write_json, write_tensors
-from .folder import CONFIG_FILE, FORMAT, GENERATOR_FILE, BaseReference, read_settings
-from .surgery import plastic_layers
+from ..config import PlasticityConfig
+from ..errors import NPTError
+from ..files import read_tensors, write_json, write_tensors
+from ..surgery import plastic_layers
+from .settings import CONFIG_FILE, FORMAT, GENERATOR_FILE, BaseReference, read_settings
 
 
 def write_generators(folder: Path, base: BaseReference, config: PlasticityConfig, model: torch.nn.Module) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .console import note
-from .editing.edit import Edit
-from .errors import NPTError
-from .folder import read_settings
+from ..console import note
+from ..editing.edit import Edit
+from ..errors import NPTError
+from .settings import read_settings
 
 
 class EditFiles:

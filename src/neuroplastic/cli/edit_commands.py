@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import UseAppendAction
 
+from ..cli import printing
 from ..console import status
-from ..editing.options import Method, Start
+from ..editing.inject_options import Method, Start
 from ..errors import NPTError
-from . import printing
-from .common import (
-    Json,
-    NameArg,
-    StatementArg,
-    WorkspaceArg,
-    app,
-    open_workspace,
-    show_result,
-)
+from .common import Json, NameArg, StatementArg, WorkspaceArg, app, open_workspace, show_result
 
 if TYPE_CHECKING:
     from ..editing.fact import Fact
@@ -94,7 +86,7 @@ def inject(
         quick: For learned: take what the injector says, with gradient steps only where it does not answer. Several
             times as fast, but neighbours and ordinary text pay for it, and many such edits do not live well together.
     """
-    from ..editing.options import InjectOptions
+    from ..editing.inject_options import InjectOptions
 
     kept = _lines(keep)
     options = InjectOptions(
@@ -166,7 +158,7 @@ def _lines(file: Path | None) -> tuple[str, ...]:
 @app.command
 def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """List the edits of a workspace, active and undone. Reads the files only; no model is loaded."""
-    from ..edit_files import list_edits
+    from ..workspace.edit_files import list_edits
 
     active, undone = list_edits(workspace)
     result = {"edits": [e.summary() for e in active], "undone": [e.summary() for e in undone]}
@@ -176,7 +168,7 @@ def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
 @app.command
 def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
     """One edit in full: what it was told, what it changed and by how much. No model is loaded."""
-    from ..edit_files import list_edits
+    from ..workspace.edit_files import list_edits
 
     active, undone = list_edits(workspace)
     for state, listed in (("active", active), ("undone", undone)):

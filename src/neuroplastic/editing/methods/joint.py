@@ -20,38 +20,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from ..config import Site
-from ..console import Progress
-from ..structure import projection
-from ..text import start_token
-from .consolidate import Bench
-from .edit import Factors
+from ...config import Site
+from ...console import Progress
+from ...structure import projection
+from ...text.tokens import start_token
+from ..context import EditContext
+from ..edit import Factors
+from ..targets import Reader, Row
 from .refine import acting
-from .targets import Reader, Row
-
-CROWD = 100
-"""So many facts told together are taught together; fewer are taught one by one, which is kinder to neighbours."""
-FROM = 0.2
-"""Steps start from this part of what the injector proposes."""
-VISITS, ROWS, LEAST_STEPS = 16, 32, 40
-"""Each wording is asked so often, so many of them in a step; never fewer steps."""
-TEXTS, TEXT_LENGTH = 4, 64
-"""Rows of ordinary text in a step, and tokens of each."""
-RATE, WARMUP = 0.05, 3
-"""Length of the longest step, in parts of the proposed values' length, reached after so many steps; then it falls."""
-BETAS = (0.9, 0.98)
-BETA, SPARE = 20.0, 0.02
-ALONE, BEGINNINGS = 0.4, 40
-"""How often a question is asked with nothing in front of it, else behind one of so many beginnings."""
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class JointBatch:
+    """How many facts are taught with all of them in place."""
+
+    min_facts: int = 100
+    """facts in one call from which on they are taught jointly; fewer are taught one by one, which is kinder to
+    neighbours"""
+    start_strength: float = 0.2
+    """steps start from this part of what the injector proposes"""
+    visits: int = 16
+    """times that each wording is asked"""
+    rows_per_step: int = 32
+    min_steps: int = 40
+    texts_per_step: int = 4
+    """rows of ordinary text in a step"""
+    text_length: int = 64
+    """tokens of each"""
+    step_length: float = 0.05
+    """of the longest step, as a part of the proposed values' length"""
+    warmup_steps: int = 3
+    """after which the longest step is reached; then it falls"""
+    mean_decay: float = 0.9
+    square_decay: float = 0.98
+    kl_weight: float = 20.0
+    """BETA"""
+    spared_nats: float = 0.02
+    """SPARE: an answer this likely is not pushed further"""
+    share_alone: float = 0.4
+    """how often a question is asked with nothing before it, else after an unrelated beginning"""
+    beginnings: int = 40
+
+    def steps_for(self, wordings: int) -> int:
+        """The number of steps for a number of wordings."""
+        return max(self.min_steps, math.ceil(self.visits * wordings / self.rows_per_step))
+
+
+class TokenizedQuestion(NamedTuple):
     """One wording of a fact, in tokens."""
 
     question: Sequence[int]
@@ -60,23 +82,14 @@ class Asked(NamedTuple):
     """its number"""
 
 
-def taught_together(facts: int, quick: bool) -> bool:
-    """Whether so many facts told in one call are taught together."""
-    return facts >= CROWD and not quick
-
-
-def steps_for(wordings: int) -> int:
-    """How many steps so many wordings take."""
-    return max(LEAST_STEPS, math.ceil(VISITS * wordings / ROWS))
-
-
 @torch.no_grad()
 def teach_together(
-    bench: Bench,
+    context: EditContext,
     layers: Sequence[int],
-    asked: Sequence[Asked],
+    asked: Sequence[TokenizedQuestion],
     A: Tensor,
     proposed: Tensor,
+    how: JointBatch,
     progress: Progress | None = None,
 ) -> Tensor:
     """Values [n, L, d] for rows A [n, L, f] of the joint solution, from the injector's, `proposed` [n, L, d].
@@ -84,44 +97,45 @@ def teach_together(
     The model must be in standard mode and without edits. Deterministic; touches no weight.
     """
     places: list[tuple[int, Site]] = [(layer, "down") for layer in layers]
-    by_index = {p.index: p for p in bench.parts}
+    by_index = {p.index: p for p in context.parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in places}
     factors = {place: Factors(A[:, i].to(proposed), proposed[:, i].T) for i, place in enumerate(places)}
     rng = torch.Generator().manual_seed(0)
-    opening, beginnings = start_token(bench.tokenizer), bench.prefixes(BEGINNINGS)
-    ordinary = _OrdinaryText(bench, rng)
-    V, unit = FROM * proposed, proposed.norm(dim=-1, keepdim=True).mean(0)  # [L, 1]
+    opening, beginnings = start_token(context.tokenizer), context.prefixes(how.beginnings)
+    ordinary = _OrdinaryText(context, rng, how)
+    V, unit = how.start_strength * proposed, proposed.norm(dim=-1, keepdim=True).mean(0)  # [L, 1]
     first, second = torch.zeros_like(V), torch.zeros_like(V[..., :1])
     waiting: list[int] = []
-    steps = steps_for(len(asked))
+    steps = how.steps_for(len(asked))
     for t in range(1, steps + 1):
-        if len(waiting) < min(ROWS, len(asked)):
+        if len(waiting) < min(how.rows_per_step, len(asked)):
             waiting += torch.randperm(len(asked), generator=rng).tolist()
-        taken, waiting = waiting[:ROWS], waiting[ROWS:]
-        rows = [
-            Row([opening, *_beginning(beginnings, rng), *a.question, *a.answer[:-1]], list(a.answer), [(0, 0)])
-            for a in (asked[i] for i in taken)
-        ]
-        reader = Reader(bench.model, (), (), rows)
+        taken, waiting = waiting[: how.rows_per_step], waiting[how.rows_per_step :]
+        rows = []
+        for a in (asked[i] for i in taken):
+            before = [opening, *_beginning(beginnings, rng, how.share_alone)]
+            rows.append(Row([*before, *a.question, *a.answer[:-1]], list(a.answer), [(0, 0)]))
+        reader = Reader(context.model, (), (), rows)
         texts = ordinary.some()
         with torch.enable_grad():
             given = V.clone().requires_grad_()
             with acting(linears, factors, {place: given[:, i].T for i, place in enumerate(places)}):
-                missing = (-reader.of_answers(reader.read()) - SPARE).clamp_min(0).mean()
-                loss = missing + BETA * texts()
+                missing = (-reader.of_answers(reader.read()) - how.spared_nats).clamp_min(0).mean()
+                loss = missing + how.kl_weight * texts()
             (g,) = torch.autograd.grad(loss, given)
-        first.lerp_(g, 1 - BETAS[0])
-        second.lerp_(g.square().mean(-1, keepdim=True), 1 - BETAS[1])
-        length = RATE * min(1.0, t / WARMUP) * (1 - (t - 1) / steps) * unit / math.sqrt(V.shape[-1])
-        mean, square = first / (1 - BETAS[0] ** t), second / (1 - BETAS[1] ** t)
+        first.lerp_(g, 1 - how.mean_decay)
+        second.lerp_(g.square().mean(-1, keepdim=True), 1 - how.square_decay)
+        schedule = min(1.0, t / how.warmup_steps) * (1 - (t - 1) / steps)
+        length = how.step_length * schedule * unit / math.sqrt(V.shape[-1])
+        mean, square = first / (1 - how.mean_decay**t), second / (1 - how.square_decay**t)
         V = V - length * mean / square.sqrt().clamp_min(torch.finfo(V.dtype).tiny)
         if progress is not None:
             progress(t, steps)
     return V
 
 
-def _beginning(beginnings: Sequence[list[int]], rng: torch.Generator) -> list[int]:
-    alone, which = torch.rand((), generator=rng).item() < ALONE, torch.randint(len(beginnings), (), generator=rng)
+def _beginning(beginnings: Sequence[list[int]], rng: torch.Generator, share_alone: float) -> list[int]:
+    alone, which = torch.rand((), generator=rng).item() < share_alone, torch.randint(len(beginnings), (), generator=rng)
     return [] if alone else beginnings[int(which)]
 
 
@@ -136,14 +150,14 @@ def cut(text: Tensor, length: int) -> Tensor:
 class _OrdinaryText:
     """KL divergence on rows of ordinary text, from the model as it was; what it said then is read once for each row."""
 
-    def __init__(self, bench: Bench, rng: torch.Generator):
-        self._model, self._rng = bench.model, rng
-        self._text = cut(bench.text, TEXT_LENGTH)
+    def __init__(self, context: EditContext, rng: torch.Generator, how: JointBatch):
+        self._model, self._rng, self._texts = context.model, rng, how.texts_per_step
+        self._text = cut(context.text, how.text_length)
         self._before: dict[int, Tensor] = {}
 
     def some(self) -> Callable[[], Tensor]:
         """To be called on the model as it was; what it gives, on the model as taught: nats per token."""
-        chosen = torch.randint(len(self._text), (TEXTS,), generator=self._rng).tolist()
+        chosen = torch.randint(len(self._text), (self._texts,), generator=self._rng).tolist()
         if new := [i for i in dict.fromkeys(chosen) if i not in self._before]:
             self._before |= dict(zip(new, self._states(new), strict=True))
         head = self._model.get_output_embeddings()
