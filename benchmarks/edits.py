@@ -42,7 +42,7 @@ from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.report import entries, write_report
 from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
-from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval, summary
 from neuroplastic.text.tokens import encode
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    suite, data = suite_named("counterfact"), records_file(options.data)
+    suite, data = SUITES["counterfact"], records_file(options.data)
     if options.report is not None:
         need_matplotlib()
     everything, malformed = read_records(data, suite.parse)

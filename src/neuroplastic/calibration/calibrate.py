@@ -11,8 +11,8 @@ from torch import Tensor
 from ..config import PlasticityConfig
 from ..console import progress
 from ..errors import NPTError
-from ..evaluation.fidelity import perplexity
 from ..surgery import learnable_layers, mode, set_mode
+from ..text.perplexity import perplexity
 from ..text.self_text import calibration_text
 from ..text.tokens import context_length, read_texts, windows
 from .budget import as_overrides, spend

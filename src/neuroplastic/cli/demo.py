@@ -53,7 +53,7 @@ def run_demo(json: bool) -> int:
 
 
 def _story(console: Terminal, path: Path) -> dict[str, Any]:
-    from ..evaluation.fidelity import perplexity
+    from ..text.perplexity import perplexity
     from ..workspace.workspace import Workspace
 
     _title(console, "1  A pretrained model becomes plastic")

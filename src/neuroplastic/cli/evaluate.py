@@ -10,7 +10,7 @@ from ..cli import printing
 from ..config import Mode
 from ..console import note
 from ..errors import NPTError
-from ..evaluation.suites import SuiteName
+from ..evaluation.suite import SuiteName
 from ..extras import need_extra
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
@@ -57,10 +57,10 @@ def edits(
     from ..evaluation.methods import contender
     from ..evaluation.records import choose, read_records
     from ..evaluation.run import run_suite
-    from ..evaluation.suites import suite_named
+    from ..evaluation.suites import SUITES
 
     contenders = {m: contender(m) for m in (m.strip() for m in method.split(",")) if m}
-    chosen = suite_named(suite)
+    chosen = SUITES[suite]
     records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")

@@ -19,13 +19,12 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
-from .. import cli
-from ..cli import printing
 from ..console import Terminal, note
 from ..editing.extract import Modulation, extract_modulation, transfer
 from ..errors import CheckFailed, NPTError
 from ..files import cache_dir
-from .common import LOADED
+from . import printing
+from .common import LOADED, run
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -77,7 +76,7 @@ class Shell:
                 return 0
             if name not in OF_NPT:
                 raise NPTError(f"there is no command {name!r}; `help` lists them")
-            return cli.main([name, str(self.workspace.path), *self._arguments(name, rest.strip())])
+            return run([name, str(self.workspace.path), *self._arguments(name, rest.strip())])
         except (NPTError, CheckFailed) as e:
             note(f"npt: {e}")
             return 2 if isinstance(e, NPTError) else 1

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from ..config import parse_layers
 from ..console import note, progress, stage
 from ..errors import CheckFailed, NPTError
-from ..evaluation.fidelity import perplexity
 from ..files import content_hash
 from ..statistics import At, Whitening, inverse_covariances
 from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import base_state, mode
+from ..text.perplexity import perplexity
 from ..text.self_text import calibration_text, self_text
 from .context import EditContext, EditMethod, finished, relative_norms
 from .edit import Edit, Factors, check_name, is_taken, name_from

@@ -81,6 +81,13 @@ class Ledger:
             raise
         return back
 
+    def is_exact(self) -> bool:
+        """Whether every edited weight is, bit for bit, the pristine one plus the active edits, computed anew."""
+        factors = active_factors(self.active)
+        return factors.keys() == self._pristine.keys() and all(
+            torch.equal(self._weight(p).data, edited(pristine, factors[p])) for p, pristine in self._pristine.items()
+        )
+
     def set_active(self, edits: Sequence[Edit]) -> None:
         """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""
         self.commit(self.staged(edits))

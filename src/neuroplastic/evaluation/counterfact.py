@@ -19,7 +19,7 @@ from torch import Tensor, cat
 
 from .answer_scores import ask
 from .records import Record, first_text, is_know_edit, know_edit, one_hop
-from .suites import Reference, Suite
+from .suite import Reference, Suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

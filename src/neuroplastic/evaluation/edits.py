@@ -18,7 +18,7 @@ from .methods import Contender
 from .ordinary import OrdinaryText
 from .records import Record
 from .result_store import Kept
-from .suites import Suite
+from .suite import Suite
 from .summary import harmonic, summary
 
 

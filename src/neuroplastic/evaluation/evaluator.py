@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..surgery import mode
 from .free_text import written
 from .records import Record
-from .suites import Reference, Suite
+from .suite import Reference, Suite
 
 if TYPE_CHECKING:
     from ..editing.engine import EditableModel

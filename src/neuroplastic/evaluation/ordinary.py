@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from ..surgery import mode
-from .fidelity import POSITIONS
+from ..text.perplexity import POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

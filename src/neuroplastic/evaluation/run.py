@@ -16,7 +16,7 @@ from .records import Record
 from .report import heat_section, record_section, write_report
 from .result_store import Kept
 from .sequential import Step, in_a_row, summarise_steps
-from .suites import Suite
+from .suite import Suite
 
 if TYPE_CHECKING:
     from ..editing.engine import EditableModel

@@ -15,7 +15,7 @@ from .methods import Contender
 from .ordinary import OrdinaryText
 from .records import Record
 from .result_store import Kept
-from .suites import Suite
+from .suite import Suite
 from .summary import Interval, mean_interval, summary
 
 CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import models
+from ..base_files import base_hash, holds
 from ..calibration.calibrate import calibration_rows
 from ..calibration.calibrate_options import CalibrateOptions
 from ..config import Mode, PlasticityConfig
@@ -28,7 +29,7 @@ from ..editing.edit import Edit
 from ..editing.engine import EditableModel
 from ..editing.fact import Fact
 from ..editing.inject_options import InjectOptions, Method
-from ..editing.ledger import Ledger, check_places
+from ..editing.ledger import check_places
 from ..editing.recall import Asked, word_probabilities
 from ..errors import NPTError
 from ..evaluation.fidelity import Fidelity, measure_fidelity
@@ -115,26 +116,80 @@ class Workspace:
         base: str | Path = models.DEFAULT_MODEL,
         config: PlasticityConfig | None = None,
         dtype: str = "float32",
+        device: str | None = None,
+        **from_pretrained: Any,
     ) -> Workspace:
-        """Loads `base`, converts it and writes a new workspace. Raises NPTError, leaving nothing behind, where the
-        folder holds something already or the model cannot be converted so."""
-        path, config = Path(path), config or PlasticityConfig()
+        """Loads `base`, converts it and writes a new workspace; further arguments are those of `load_base`.
+
+        Raises NPTError, leaving nothing behind, where the folder holds something already or the model cannot be
+        converted so.
+        """
+        path = Path(path)
         refuse_occupied(path)
-        model, tokenizer = models.load_base(base, dtype)
-        reference = BaseReference(models.canonical(base), dtype, content_hash(base_state(model)))
+        model, tokenizer = models.load_base(base, dtype, device, **from_pretrained)
+        found = base_hash(model, models.resolve(base), dtype)
+        reference = BaseReference(models.canonical(base), dtype, found)
+        return cls._made(path, reference, config or PlasticityConfig(), model, tokenizer)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str | Path,
+        config: PlasticityConfig | None = None,
+        base: str | Path | None = None,
+    ) -> Workspace:
+        """Writes a new workspace for a model that is loaded already, and converts it; its edits become the workspace's.
+
+        `base` says from where the model can be loaded when the workspace is opened again (default: from where
+        transformers has loaded it). Raises NPTError, leaving nothing behind, where that is not known, the folder holds
+        something already, or the model cannot be converted so.
+        """
+        path = Path(path)
+        refuse_occupied(path)
+        spec = base or getattr(model.config, "_name_or_path", "")
+        if not spec:
+            raise NPTError("it is not known from where the model can be loaded again; say it: base=FOLDER or a hub id")
+        dtype = str(model.dtype).removeprefix("torch.")
+        if dtype not in models.DTYPES:
+            raise NPTError(f"a workspace's base has one of the dtypes {', '.join(models.DTYPES)}, not {dtype}")
+        engine = EditableModel.of(model, tokenizer)
+        reference = BaseReference(models.canonical(spec), dtype, engine.sha256)
+        return cls._made(path, reference, config or PlasticityConfig(), model, tokenizer)
+
+    @classmethod
+    def _made(
+        cls,
+        path: Path,
+        reference: BaseReference,
+        config: PlasticityConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Workspace:
+        """Converts a model in memory and writes its folder; if that fails, the model is as it was."""
+        edits = EditableModel.of(model, tokenizer).edits
         convert(model, config)
-        with whole_folder(path) as making:
-            (making / "edits" / "undone").mkdir(parents=True)
-            write_generators(making, reference, config, model)
+        try:
+            with whole_folder(path) as making:
+                (making / "edits" / "undone").mkdir(parents=True)
+                EditFiles(making, reference.sha256).change(write=edits)
+                write_generators(making, reference, config, model)
+        except BaseException:
+            revert(model)
+            raise
         return cls(path, reference, config, model, tokenizer)
 
     @classmethod
-    def open(cls, path: str | Path) -> Workspace:
-        """Raises NPTError where the folder is no workspace, a file in it is damaged, or its base has changed."""
+    def open(cls, path: str | Path, device: str | None = None, **from_pretrained: Any) -> Workspace:
+        """Loads the base, with the arguments of `load_base`, and puts generators and edits in.
+
+        Raises NPTError where the folder is no workspace, a file in it is damaged, or its base has changed.
+        """
         path = Path(path)
         reference, config, tensors = read_generators(path)
-        model, tokenizer = models.load_base(reference.spec, reference.dtype)
-        if (found := content_hash(base_state(model))) != reference.sha256:
+        model, tokenizer = models.load_base(reference.spec, reference.dtype, device, **from_pretrained)
+        if (found := base_hash(model, models.resolve(reference.spec), reference.dtype)) != reference.sha256:
             raise NPTError(
                 f"the base model {reference.spec!r} has changed: its content hash is {found[:12]}, the workspace was "
                 f"made for {reference.sha256[:12]}; restore that model or create a new workspace"
@@ -231,13 +286,18 @@ class Workspace:
         return self.engine.add(edits)
 
     def verify(self) -> Verification:
-        """Recomputes the weights from the base as it is on disk, compares hashes, and asks every active edit again."""
-        model, _ = models.load_base(self.base.spec, self.base.dtype)
-        base = content_hash(model.state_dict())
-        Ledger(model).set_active(self.edits)
+        """Compares the base with its files, tensor by tensor, and the weights with base plus edits, computed anew; asks
+        every active edit again. No second model is loaded unless the files name their tensors otherwise."""
+        with self.engine.unedited():
+            pristine = base_state(self.model)
+            unchanged = holds(models.resolve(self.base.spec), pristine)
+            intact = content_hash(pristine) == self.base.sha256
+        if unchanged is None:
+            model, _ = models.load_base(self.base.spec, self.base.dtype)
+            unchanged = content_hash(model.state_dict()) == self.base.sha256
         return Verification(
-            base_unchanged=base == self.base.sha256,
-            weights_exact=content_hash(model.state_dict()) == self.weights_hash(),
+            base_unchanged=unchanged,
+            weights_exact=intact and self.engine.ledger.is_exact(),
             facts=self.held(),
             refused=dict(self.refused),
         )
