@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from tyro.conf import UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from ..cli import printing
 from ..console import status
-from ..editing.inject_options import Method, Start
+from ..editing.inject_options import InjectOptions
 from ..errors import NPTError
 from .common import Json, NameArg, StatementArg, WorkspaceArg, app, open_workspace, show_result
 
@@ -30,19 +31,9 @@ def inject(
     wording: UseAppendAction[tuple[str, ...]] = (),
     subject: str | None = None,
     from_file: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
-    method: Method | None = None,
-    start: Start = "consolidate",
-    alpha: float | None = None,
-    layers: str | None = None,
-    sites: str | None = None,
-    rank: int | None = None,
-    keep: Path | None = None,
     name: str | None = None,
-    max_drift: float | None = None,
-    require: bool = False,
-    consistent: bool = False,
-    keep_both: bool = False,
-    quick: bool = False,
+    keep: Path | None = None,
+    options: OmitArgPrefixes[InjectOptions],
     json: Json = False,
 ) -> int:
     """Write a fact into the weights: no context to pay for, exactly undoable.
@@ -62,47 +53,11 @@ def inject(
         from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
             question and answer, and optionally subject, wordings, name. Facts that will live together are best told
             together: ordinary text pays less for them.
-        method: learned asks a trained injector, which reads the statement once, and goes on from a part of its update
-            by a few gradient steps, for a hundred facts or more with all of them in place; consolidate finds what the
-            early MLPs should have written at the fact's subject, and solves for it in closed form; refine goes on from
-            there by gradient steps, holding neighbours and ordinary text in place; token makes the last token's own
-            modulation permanent (default learned where the model has an injector, else consolidate).
-        start: Method that refine starts from.
-        alpha: Strength: scales the weight change (default 1; 0.1 for token).
-        layers: Layers that may change: all, early, upper_half, top2, 14,15, 8-15 or negative indices (default early;
-            all for token).
-        sites: Projections that may change, such as down or gate+up (default down; for token, those that the generator
-            modulates).
-        rank: Largest rank of the change per projection.
-        keep: File of sentences, one a line, that should be read as before.
         name: Name of the edit (default: made from the statement).
-        max_drift: Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this
-            (0.05 is 5 percent).
-        require: Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards.
-        consistent: Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another
-            answer.
-        keep_both: Keep an active edit that gives another answer to the same question; otherwise the new one replaces
-            it, and undoing the new one brings it back.
-        quick: For learned: take what the injector says, with gradient steps only where it does not answer. Several
-            times as fast, but neighbours and ordinary text pay for it, and many such edits do not live well together.
+        keep: File of sentences, one a line, that should be read as before.
+        options: How it is written.
     """
-    from ..editing.inject_options import InjectOptions
-
-    kept = _lines(keep)
-    options = InjectOptions(
-        method=method,
-        alpha=alpha,
-        layers=layers,
-        sites=sites,
-        rank=rank,
-        start=start,
-        keep=kept,
-        max_drift=max_drift,
-        require=require,
-        consistent=consistent,
-        keep_both=keep_both,
-        quick=quick,
-    )
+    options = replace(options, keep=_lines(keep))
     names, facts = _facts(statement, ask, answer, wording, subject, from_file, name)
     ws = open_workspace(workspace)
     before = {e.id for e in ws.edits}

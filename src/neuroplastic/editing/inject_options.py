@@ -1,10 +1,15 @@
-"""How a fact is injected. Imports no torch, so that the command line can answer at once."""
+"""How a fact is injected: declared here once, for Python, the command line and the studio's form.
+
+Imports no torch, so that the command line can answer at once.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import Suppress
 
 from ..config import SITES, Site
 from ..errors import NPTError
@@ -41,7 +46,7 @@ class InjectOptions:
     start: Start = "consolidate"
     """Method that refine starts from."""
 
-    keep: tuple[str, ...] = ()
+    keep: Annotated[tuple[str, ...], Suppress] = ()
     """Sentences that should be read as before."""
 
     max_drift: float | None = None
