@@ -67,6 +67,8 @@ class Plan:
     """those that must be taught"""
     method: EditMethod
     """with its settings: for `learned`, also whether the facts are taught jointly or one by one"""
+    layers: tuple[int, ...]
+    """that may change"""
     known: dict[int, Edit | int]
     """of the facts given, those that are taught already: by an active edit, or by an earlier fact of the same call"""
     replaced: tuple[tuple[str, ...], ...]
@@ -314,10 +316,10 @@ class EditableModel:
             _refuse_contradiction(new, others)
         injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
         options = options.resolved(injector is not None)
-        method = decide(self.methods, options, len(new))
+        method, layers = decide(self.methods, options, len(new)), self._layers_of(options, injector)
         nothing = ((),) * len(new)
         replaced, kept = (nothing, tuple(others)) if options.keep_both else (tuple(others), nothing)
-        return Plan(options, new, method, known, replaced, kept)
+        return Plan(options, new, method, layers, known, replaced, kept)
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
         """The edits that the facts ask for beside the active ones, not yet in the weights, and known to no store.
@@ -329,7 +331,8 @@ class EditableModel:
         injector = self.injector if options.asks_injector else None
         options = options.resolved(injector is not None)
         method, nothing = decide(self.methods, options, len(facts)), ((),) * len(facts)
-        return self._make(Plan(options, tuple(facts), method, {}, nothing, nothing), names)
+        plan = Plan(options, tuple(facts), method, self._layers_of(options, injector), {}, nothing, nothing)
+        return self._make(plan, names)
 
     def _make(self, plan: Plan, names: Sequence[str], replaced: Sequence[Edit] = ()) -> list[Edit]:
         """The edits of a plan's facts, solved without those that they replace."""
@@ -370,14 +373,19 @@ class EditableModel:
     def _context(self, plan: Plan) -> EditContext:
         """What a method works with. What is measured once per model is measured here, not in the edits' time."""
         options, injector = plan.options, self.injector if plan.options.asks_injector else None
-        chosen = parse_layers(options.chosen_layers, len(self.parts)) if injector is None else injector.config.layers
-        parts = [p for p in self.parts if p.index in chosen]
+        parts = [p for p in self.parts if p.index in plan.layers]
         sites = options.chosen_sites
         text = self.more_text if is_joint(plan.method) else self.text[0]
         if options.source != "token":
             self.whitening.prepare((p.index, site) for p in parts for site in sites)
         held, whitening = _keys(self.edits), self.whitening
         return EditContext(self.model, self.tokenizer, parts, sites, whitening, text, held, injector, self.unedited)
+
+    def _layers_of(self, options: InjectOptions, injector: Injector | None) -> tuple[int, ...]:
+        """Raises NPTError for a layer that the model does not have."""
+        if injector is not None:
+            return injector.config.layers
+        return tuple(parse_layers(options.chosen_layers, len(decoder_layers(self.model))))
 
     def _names(self, facts: Sequence[Fact], wanted: Sequence[str | None]) -> list[str]:
         """A free name for each fact: the wanted one, or one made from the statement."""
