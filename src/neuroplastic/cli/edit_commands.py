@@ -63,7 +63,7 @@ def inject(
     before = {e.id for e in ws.edits}
     with status("injecting") if len(facts) == 1 else nullcontext():
         made = ws.inject_all(facts, options, names)
-    summaries = [{**e.summary(), "changed": e.id not in before} for e in made]
+    summaries = [e.summary() | ({"changed": False} if e.id in before else {}) for e in made]
     if from_file is None:
         return show_result(json, summaries[0], printing.edit)
     return show_result(json, {"edits": summaries}, printing.many)
