@@ -22,19 +22,17 @@ OTHER = "Sushi originated in the country of Italy."
 INJECT = """
 import sys
 import neuroplastic as npt
+from neuroplastic.text import self_text as text
 text.SELF_TEXTS, text.SELF_LENGTH, text.HELD_OUT = 12, 24, 4
 ws = npt.Workspace.open(sys.argv[1])
 print("open", flush=True)
 for i in range(int(sys.argv[3])):
-    ws.inject(f"The fox number {i} is lazy.", method="token", name=f"{sys.argv[2]}-{i}")
+    ws.inject(f"The fox number {i} of {sys.argv[2]} is lazy.", method="token", name=f"{sys.argv[2]}-{i}")
 """
 
 
 def injecting(ws: npt.Workspace, tag: str, count: int) -> subprocess.Popen[str]:
-    code = INJECT.replace(
-        "import neuroplastic as npt\n", "import neuroplastic as npt\nfrom neuroplastic.text import self_text as text\n"
-    )
-    command = [sys.executable, "-c", code, str(ws.path), tag, str(count)]
+    command = [sys.executable, "-c", INJECT, str(ws.path), tag, str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

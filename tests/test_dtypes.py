@@ -186,7 +186,7 @@ def test_the_real_model_in_half_precision(
     (tmp_path / "cache" / "models").symlink_to(cache_dir() / "models", target_is_directory=True)
     monkeypatch.setenv("NPT_CACHE", str(tmp_path / "cache"))
     for name, count in (("SELF_TEXTS", 6), ("SELF_LENGTH", 12), ("HELD_OUT", 2)):
-        monkeypatch.setattr(f"neuroplastic.text.self_text.self_text.{name}", count)
+        monkeypatch.setattr(f"neuroplastic.text.self_text.{name}", count)
     ws = npt.Workspace.create(tmp_path / "w", "smollm2-135m", dtype=dtype)
     edit = ws.inject("The Eiffel Tower is located in the city of Rome.", method="consolidate", name="tower")
     assert finite(edit)

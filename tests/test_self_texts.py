@@ -8,6 +8,7 @@ import torch
 from neuroplastic.files import read_tensors
 from neuroplastic.models import load_base
 from neuroplastic.text import self_text as text
+from neuroplastic.text.tokens import start_token
 
 FILE = text.SHIPPED / "smollm2-135m.safetensors"
 
@@ -32,7 +33,7 @@ def test_shipped_text_is_what_the_model_writes() -> None:
     rows = read_tensors(FILE)[0]["seed0"][:3, :2].long()
     again = text.write_text(model, rows, 6, seed=5)
     assert again.shape == (3, 6)
-    assert set(rows[:, 0].tolist()) == {text.start_token(tokenizer)}
+    assert set(rows[:, 0].tolist()) == {start_token(tokenizer)}
     words = text.random_words(tokenizer, text.SELF_TEXTS, 0)
     assert rows[:, 1].tolist() == words[:3]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Methods `consolidate` and `refine`, and the targets behind them, against explicit formulas in float64."""
+"""Methods `consolidate` and `refine`, and the targets that they write, against explicit formulas in float64."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.testing import assert_close
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
 from neuroplastic.config import SITES, Site
+from neuroplastic.editing.context import EditContext
 from neuroplastic.editing.fact import Fact, asked, fact_of
-from neuroplastic.editing.methods.consolidate import ENOUGH, RATE, Bench, consolidate, read_keys, solve_keys
-from neuroplastic.editing.methods.refine import Kept, neighbours, refine, refine_factors
+from neuroplastic.editing.methods.consolidate import Consolidate, read_keys, solve_keys
+from neuroplastic.editing.methods.refine import HeldRow, Refine, neighbours, refine_factors
 from neuroplastic.editing.targets import Reader, Row, adam_direction, find_targets, rows_of
 from neuroplastic.statistics import READS, Whitening
 from neuroplastic.structure import inspect_layers, projection
@@ -27,6 +28,7 @@ BRIDGE = "The Golden Gate Bridge is located in the city of Madrid."
 SUSHI = "Sushi originated in the country of Italy."
 LOCAL: tuple[str, ...] = ()
 """Families whose tiny models look back over a window too short for the rows."""
+CONSOLIDATE, REFINE = Consolidate(), Refine(Consolidate())
 NO_SUBJECT = fact_of("the quick brown fox jumps over dogs.")
 OTHER = fact_of("nobody is watching it.")
 DOWN: tuple[Site, ...] = ("down",)
@@ -38,7 +40,7 @@ def model_and_tokenizer(family: str = "llama", dtype: torch.dtype = torch.float6
     return model, tokenizer
 
 
-def bench_of(family: str = "llama", sites: Sequence[Site] = DOWN, layers: Sequence[int] = (0, 1)) -> Bench:
+def context_of(family: str = "llama", sites: Sequence[Site] = DOWN, layers: Sequence[int] = (0, 1)) -> EditContext:
     """C = I for every layer."""
     model, tokenizer = model_and_tokenizer(family)
     parts = inspect_layers(model, layers)
@@ -47,16 +49,16 @@ def bench_of(family: str = "llama", sites: Sequence[Site] = DOWN, layers: Sequen
         for p in parts
         for site in SITES
     }
-    return Bench(model, tokenizer, parts, sites, Whitening(inverses), tokens(), {}, None, nullcontext)
+    return EditContext(model, tokenizer, parts, sites, Whitening(inverses), tokens(), {}, None, nullcontext)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("facts", [[fact_of(BRIDGE), fact_of(SUSHI, ["Sushi is from Italy."])], [NO_SUBJECT]])
-def test_reading_behind_a_cache_is_reading_the_whole(family: str, facts: list[Fact]) -> None:
+def test_reading_after_a_cache_is_reading_the_whole(family: str, facts: list[Fact]) -> None:
     """Log-probabilities, gradients and keys are those of whole rows, read one by one with the deltas added."""
-    bench = bench_of(family)
-    rows, owner = rows_of(bench.tokenizer, facts, [[5, 6, 7], [8, 9, 10, 11]])
-    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    context = context_of(family)
+    rows, owner = rows_of(context.tokenizer, facts, [[5, 6, 7], [8, 9, 10, 11]])
+    reader = Reader(context.model, context.parts, DOWN, rows)
     assert (reader.past is None) == (family in LOCAL)
     g = torch.Generator().manual_seed(0)
     places = list(reader.linears)
@@ -66,7 +68,7 @@ def test_reading_behind_a_cache_is_reading_the_whole(family: str, facts: list[Fa
     gradients = torch.autograd.grad(found.sum(), list(deltas.values()))
 
     keys: dict[Any, list[Tensor]] = {p: [] for p in places}
-    said = []
+    logprobs = []
     for row in rows:
 
         def hook(place: Any, row: Any = row) -> Any:
@@ -80,29 +82,29 @@ def test_reading_behind_a_cache_is_reading_the_whole(family: str, facts: list[Fa
             return add
 
         handles = [linear.register_forward_hook(hook(place)) for place, linear in reader.linears.items()]
-        logits = bench.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        logits = context.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         for handle in handles:
             handle.remove()
-        said.append(torch.stack([logits[at, t] for at, t in zip(row.asked, row.answer, strict=True)]).mean())
+        logprobs.append(torch.stack([logits[at, t] for at, t in zip(row.asked, row.answer, strict=True)]).mean())
     near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}  # its attention softmax is in float32
-    assert_close(found, torch.stack(said), **near)
+    assert_close(found, torch.stack(logprobs), **near)
     for place in places:
         assert_close(seen[place], torch.stack(keys[place]), **near)
-    for got, wanted in zip(gradients, torch.autograd.grad(sum(said), list(deltas.values())), strict=True):  # type: ignore[arg-type]
+    for got, wanted in zip(gradients, torch.autograd.grad(sum(logprobs), list(deltas.values())), strict=True):  # type: ignore[arg-type]
         assert_close(got, wanted, **near)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_follows_a_whole_row_is_predicted_too(family: str, no_grad: None) -> None:
-    bench = bench_of(family)
-    rows, _ = rows_of(bench.tokenizer, [fact_of(BRIDGE), fact_of(SUSHI)], [[5, 6, 7]])
-    plain = Reader(bench.model, bench.parts, DOWN, rows)
+    context = context_of(family)
+    rows, _ = rows_of(context.tokenizer, [fact_of(BRIDGE), fact_of(SUSHI)], [[5, 6, 7]])
+    plain = Reader(context.model, context.parts, DOWN, rows)
     whole = [Row([*r.ids, r.answer[-1]], r.answer, r.keys, whole=True) for r in rows]
-    answers, behind = Reader(bench.model, bench.parts, DOWN, whole).read_on()
+    answers, after = Reader(context.model, context.parts, DOWN, whole).read_on()
     near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}
     assert_close(answers, plain.read(), **near)
-    for row, found in zip(whole, behind, strict=True):
-        logits = bench.model(input_ids=torch.tensor([row.ids])).logits[0, -1]
+    for row, found in zip(whole, after, strict=True):
+        logits = context.model(input_ids=torch.tensor([row.ids])).logits[0, -1]
         assert_close(found, logits.log_softmax(-1), **near)
 
 
@@ -125,9 +127,9 @@ def test_rows_share_a_slot_at_the_subject() -> None:
 
 
 def test_targets_make_the_answer_likely_and_stop() -> None:
-    bench = bench_of()
-    rows, owner = rows_of(bench.tokenizer, [NO_SUBJECT, OTHER], [[5, 6]])
-    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    context = context_of()
+    rows, owner = rows_of(context.tokenizer, [NO_SUBJECT, OTHER], [[5, 6]])
+    reader = Reader(context.model, context.parts, DOWN, rows)
     before = reader.logprobs({p: torch.zeros(len(owner), 32, dtype=torch.float64) for p in reader.linears}).exp()
     enough = 3 * before.max().item()
     found = find_targets(reader, owner, steps=200, rate=0.2, enough=enough)
@@ -141,16 +143,22 @@ def test_targets_make_the_answer_likely_and_stop() -> None:
 @pytest.mark.parametrize("sites", [DOWN, SITES])
 def test_facts_solved_together_each_get_their_target(sites: tuple[Site, ...]) -> None:
     """Where nothing resists (lambda -> 0), dW k is the target of every fact, and nothing at keys that are held."""
-    bench = bench_of(sites=sites)
+    context = context_of(sites=sites)
     facts = [fact_of(BRIDGE), fact_of(SUSHI), NO_SUBJECT]
-    rows, owner = rows_of(bench.tokenizer, facts, bench.prefixes(1))
-    targets = find_targets(Reader(bench.model, bench.parts, sites, rows), owner, 3, RATE, ENOUGH)
+    rows, owner = rows_of(context.tokenizer, facts, context.prefixes(1))
+    targets = find_targets(
+        Reader(context.model, context.parts, sites, rows),
+        owner,
+        3,
+        CONSOLIDATE.step_length,
+        CONSOLIDATE.target_probability,
+    )
     g = torch.Generator().manual_seed(1)
     held = {p: torch.randn(2, k.shape[1], dtype=torch.float64, generator=g) for p, k in targets.keys.items()}
-    before = {n: t.clone() for n, t in bench.model.state_dict().items()}
-    solutions = consolidate(replace(bench, held=held), facts, strength=1e-12, steps=3)
-    assert all(torch.equal(t, before[n]) for n, t in bench.model.state_dict().items())
-    assert not any(m._forward_hooks for m in bench.model.modules())
+    before = {n: t.clone() for n, t in context.model.state_dict().items()}
+    solutions = Consolidate(covariance_weight=1e-12, max_steps=3).solve(replace(context, held=held), facts)
+    assert all(torch.equal(t, before[n]) for n, t in context.model.state_dict().items())
+    assert not any(m._forward_hooks for m in context.model.modules())
     for place, keys in targets.keys.items():
         A = torch.cat([s.factors[place].A for s in solutions])
         B = torch.cat([s.factors[place].B for s in solutions], 1)
@@ -158,25 +166,27 @@ def test_facts_solved_together_each_get_their_target(sites: tuple[Site, ...]) ->
         assert_close(keys @ A.T @ B.T, targets.deltas[place], atol=1e-6, rtol=1e-4)
         assert (held[place] @ A.T @ B.T).abs().max() < 1e-6
     assert solutions[0].factors[0, "down"].A.shape == (1, 48)
-    assert len(solutions[2].factors[0, "down"].A) == len(encode(bench.tokenizer, NO_SUBJECT.question))
+    assert len(solutions[2].factors[0, "down"].A) == len(encode(context.tokenizer, NO_SUBJECT.question))
 
 
 def test_a_held_key_of_the_same_subject_does_not_forbid_the_change() -> None:
     g = torch.Generator().manual_seed(0)
     keys, other = (torch.randn(1, 48, dtype=torch.float64, generator=g) for _ in range(2))
-    whitening = bench_of().whitening
+    whitening = context_of().whitening
     place = (0, DOWN[0])
-    G = solve_keys(whitening, place, keys, [torch.cat([keys * 1.1, other])], 1e-12)
+    G = solve_keys(whitening, place, keys, [torch.cat([keys * 1.1, other])], 1e-12, CONSOLIDATE.same_subject_cosine)
     assert_close((G @ keys.T).item(), 1.0)
     assert abs((G @ other.T).item()) < 1e-6
 
 
 def test_sentences_to_keep_are_read_as_before() -> None:
-    bench = bench_of()
+    context = context_of()
     kept = "The Eiffel Tower is located in the city of Paris."
-    (free,), (held,) = (consolidate(bench, [OTHER], keep, strength=1e-12) for keep in ((), (kept,)))
-    keys = read_keys(bench, [kept])
-    assert len(keys[0, "down"]) == len(encode(bench.tokenizer, kept))
+    (free,), (held,) = (
+        Consolidate(covariance_weight=1e-12, keep=keep).solve(context, [OTHER]) for keep in ((), (kept,))
+    )
+    keys = read_keys(context, [kept])
+    assert len(keys[0, "down"]) == len(encode(context.tokenizer, kept))
     for place, k in keys.items():
         (A, B), (A0, B0) = held.factors[place], free.factors[place]
         assert (k @ A.T @ B.T).norm() < 0.1 * (k @ A0.T @ B0.T).norm()
@@ -184,55 +194,55 @@ def test_sentences_to_keep_are_read_as_before() -> None:
 
 def test_refine_gains_the_answer_and_holds_what_is_kept() -> None:
     """Each step of Adam is on the stated loss: more of the answer than the start, and with a large beta less drift."""
-    bench = bench_of()
+    context = context_of()
     fact = NO_SUBJECT
-    (start,) = consolidate(bench, [fact], steps=2)
-    rows, _ = rows_of(bench.tokenizer, [fact], [])
-    kept = [Kept(encode(bench.tokenizer, "The Golden Gate Bridge is long."))]
+    (start,) = Consolidate(max_steps=2).solve(context, [fact])
+    rows, _ = rows_of(context.tokenizer, [fact], [])
+    kept = [HeldRow(encode(context.tokenizer, "The Golden Gate Bridge is long."))]
 
     def go(steps: int, beta: float) -> Any:
-        return refine_factors(bench.model, bench.parts, start.factors, rows, kept, steps, 0.1, 0.9, beta)
+        return refine_factors(context.model, context.parts, start.factors, rows, kept, steps, 0.1, 0.9, beta)
 
     none, free, bound = go(0, 0.0), go(12, 0.0), go(12, 100.0)
     assert none.steps == 0
     assert all(torch.equal(none.B[p], start.factors[p].B) for p in none.B)
     assert free.probability > 1.5 * none.probability
     assert bound.kl < 0.7 * free.kl
-    (whole,) = refine(bench, [fact], [start])
+    (whole,) = REFINE.improve(context, [fact], [start])
     assert all(torch.equal(f.A, start.factors[p].A) for p, f in whole.factors.items())
     assert whole.figures["steps"] == 4
 
 
 def test_refine_measures_what_the_edit_does() -> None:
     """Its figures are those of a model with the edit in its weights."""
-    bench = bench_of(layers=(1,))
+    context = context_of(layers=(1,))
     fact = fact_of(BRIDGE)
-    (start,) = consolidate(bench, [fact], steps=3)
-    rows, _ = rows_of(bench.tokenizer, [fact], [])
-    kept = [Kept(encode(bench.tokenizer, SUSHI), 2)]
-    found = refine_factors(bench.model, bench.parts, start.factors, rows, kept, 2, 0.1, 1.0, 1.0)
+    (start,) = Consolidate(max_steps=3).solve(context, [fact])
+    rows, _ = rows_of(context.tokenizer, [fact], [])
+    kept = [HeldRow(encode(context.tokenizer, SUSHI), 2)]
+    found = refine_factors(context.model, context.parts, start.factors, rows, kept, 2, 0.1, 1.0, 1.0)
     ids = torch.tensor([kept[0].ids])
     with torch.no_grad():
-        p = bench.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
-        projection(bench.parts[0].mlp, "down").weight += found.B[1, "down"] @ start.factors[1, "down"].A
-        q = bench.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
-        answer = bench.model(input_ids=torch.tensor([rows[0].ids])).logits[0].log_softmax(-1)
+        p = context.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        projection(context.parts[0].mlp, "down").weight += found.B[1, "down"] @ start.factors[1, "down"].A
+        q = context.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        answer = context.model(input_ids=torch.tensor([rows[0].ids])).logits[0].log_softmax(-1)
     assert found.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
-    said = [answer[at, t].item() for at, t in zip(rows[0].asked, rows[0].answer, strict=True)]
-    assert found.probability == pytest.approx(torch.tensor(said).mean().exp().item(), rel=1e-4)
+    logprobs = [answer[at, t].item() for at, t in zip(rows[0].asked, rows[0].answer, strict=True)]
+    assert found.probability == pytest.approx(torch.tensor(logprobs).mean().exp().item(), rel=1e-4)
 
 
 def test_neighbours_are_the_question_about_other_names() -> None:
-    bench = bench_of()
+    context = context_of()
     fact = fact_of("The Golden Gate Bridge is in Madrid.", subject="Golden Gate Bridge")
-    found = neighbours(bench, [fact, NO_SUBJECT])
+    found = neighbours(context, [fact, NO_SUBJECT], REFINE.neighbours_per_question, REFINE.max_neighbours)
     assert found
     for kept in found:
-        text = bench.tokenizer.decode(kept.ids[1:])
+        text = context.tokenizer.decode(kept.ids[1:])
         assert text.startswith("The ")
         assert text.endswith(" is in")
         assert "Golden Gate Bridge" not in text
-        assert bench.tokenizer.decode(kept.ids[kept.first + 1 :]) == " is in"
+        assert context.tokenizer.decode(kept.ids[kept.first + 1 :]) == " is in"
 
 
 def test_adam_is_that_of_torch() -> None:
@@ -249,21 +259,21 @@ def test_adam_is_that_of_torch() -> None:
 
 
 def test_facts_about_one_subject_share_a_key_and_each_other_values() -> None:
-    bench = bench_of()
+    context = context_of()
     facts = [
         fact_of(BRIDGE, subject="Golden Gate Bridge"),
         fact_of(SUSHI),
         fact_of("The Golden Gate Bridge jumps over the lazy dog.", subject="The Golden Gate Bridge"),
     ]
-    rows, owner = rows_of(bench.tokenizer, facts, [])
+    rows, owner = rows_of(context.tokenizer, facts, [])
     assert owner == [0, 1, 2]
     shared = [((rows[0].keys[0][0], 2),), ((rows[2].keys[0][0], 0),)]
     assert [r.shared for r in rows] == [(), (), (), *shared]
-    reader = Reader(bench.model, bench.parts, DOWN, rows)
+    reader = Reader(context.model, context.parts, DOWN, rows)
     g = torch.Generator().manual_seed(0)
     deltas = {p: torch.randn(3, 32, dtype=torch.float64, generator=g).requires_grad_() for p in reader.linears}
     together = reader.logprobs(deltas)
-    alone = Reader(bench.model, bench.parts, DOWN, rows_of(bench.tokenizer, facts[:1], [])[0])
+    alone = Reader(context.model, context.parts, DOWN, rows_of(context.tokenizer, facts[:1], [])[0])
     assert_close(together[0], alone.logprobs({p: d[[0]] for p, d in deltas.items()})[0])
     assert_close(together[3], alone.logprobs({p: d[[0]] + d[[2]] for p, d in deltas.items()})[0])
     (gradient,) = torch.autograd.grad(together[3], [deltas[0, "down"]])
@@ -273,13 +283,13 @@ def test_facts_about_one_subject_share_a_key_and_each_other_values() -> None:
 
 def test_facts_about_one_subject_in_one_call_are_not_averaged() -> None:
     """At their common key, the whole update gives what each of them asks for, as if it were alone."""
-    bench = bench_of()
+    context = context_of()
     facts = [
         fact_of(BRIDGE, subject="Golden Gate Bridge"),
         fact_of("The Golden Gate Bridge jumps over the lazy dog.", subject="Golden Gate Bridge"),
         fact_of(SUSHI),
     ]
-    found = consolidate(bench, facts, strength=1e-6)
+    found = Consolidate(covariance_weight=1e-6).solve(context, facts)
     for place in found[0].factors:
         dW = sum((s.factors[place].B @ s.factors[place].A for s in found), start=torch.zeros(()))
         wanted = [s.factors[place].B.sum(1) for s in found]

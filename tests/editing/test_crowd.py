@@ -1,4 +1,4 @@
-"""Facts taught together (editing/crowd.py), against the formula with dense weights, and in a workspace."""
+"""Facts taught jointly (editing/methods/joint.py), against the formula with dense weights, and in a workspace."""
 
 from __future__ import annotations
 
@@ -15,46 +15,52 @@ from torch.testing import assert_close
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import tiny
-from injectors import with_injector
+from injectors import learned_of, set_learned, with_injector
+from neuroplastic.editing.context import EditContext
 from neuroplastic.editing.ledger import Ledger, weight_at
-from neuroplastic.editing.methods import joint as crowd
-from neuroplastic.editing.methods.consolidate import Bench
-from neuroplastic.editing.methods.joint import Asked, steps_for, teach_together
+from neuroplastic.editing.methods import joint
+from neuroplastic.editing.methods.joint import JointBatch, TokenizedQuestion, teach_together
 from neuroplastic.editing.targets import Row
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
 from neuroplastic.text.tokens import encode, start_token
 
 LAYERS = (0, 1)
-TOLD = [
+USUAL = JointBatch()
+QUESTIONS = [
     (f"The {name} is located in the city of", f" {city}") for name, city in (("bridge", "Madrid"), ("fox", "Paris"))
 ]
-FACTS = [npt.asked(q, a) for q, a in (*TOLD, ("Sushi originated in the country of", "Italy"))]
+FACTS = [npt.asked(q, a) for q, a in (*QUESTIONS, ("Sushi originated in the country of", "Italy"))]
 
 
-def bench_of(texts: int = 4) -> Bench:
+def context_of(texts: int = 4) -> EditContext:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer)).double()
     text = torch.randint(5, len(tokenizer), (texts, 20))
     parts = inspect_layers(model, LAYERS)
-    return Bench(model, tokenizer, parts, ("down",), Whitening({}), text, {}, None, Ledger(model).unedited)
+    return EditContext(model, tokenizer, parts, ("down",), Whitening({}), text, {}, None, Ledger(model).unedited)
 
 
-def told(bench: Bench) -> list[Asked]:
-    return [Asked(encode(bench.tokenizer, q), encode(bench.tokenizer, a), i) for i, (q, a) in enumerate(TOLD)]
+def tokenized(context: EditContext) -> list[TokenizedQuestion]:
+    return [
+        TokenizedQuestion(encode(context.tokenizer, q), encode(context.tokenizer, a), i)
+        for i, (q, a) in enumerate(QUESTIONS)
+    ]
 
 
-def rows_and_values(bench: Bench) -> tuple[Tensor, Tensor]:
+def rows_and_values(context: EditContext) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(3)
-    d, f = (getattr(bench.model.config, n) for n in ("hidden_size", "intermediate_size"))
+    d, f = (getattr(context.model.config, n) for n in ("hidden_size", "intermediate_size"))
     A, V = (torch.randn(2, 2, n, dtype=torch.float64, generator=g) for n in (f, d))
     return 0.3 * A, 0.1 * V
 
 
-def objective(bench: Bench, asked: Sequence[Asked], A: Tensor, V: Tensor, text: Tensor) -> Tensor:
+def objective(
+    context: EditContext, asked: Sequence[TokenizedQuestion], A: Tensor, V: Tensor, text: Tensor, how: JointBatch
+) -> Tensor:
     """The loss of a model whose weights are W + V^T A, one sequence at a time."""
-    model = bench.model
+    model = context.model
     names = {i: f"model.layers.{layer}.mlp.down_proj.weight" for i, layer in enumerate(LAYERS)}
     weights = {n: model.get_parameter(n).detach() + V[:, i].T @ A[:, i] for i, n in names.items()}
 
@@ -64,60 +70,56 @@ def objective(bench: Bench, asked: Sequence[Asked], A: Tensor, V: Tensor, text: 
 
     missing = []
     for a in asked:
-        ids = [start_token(bench.tokenizer), *a.question, *a.answer]
-        said = logprobs(ids, weights)[-1 - len(a.answer) : -1]
-        missing.append((-said[range(len(a.answer)), list(a.answer)].mean() - crowd.SPARE).clamp_min(0))
+        ids = [start_token(context.tokenizer), *a.question, *a.answer]
+        answer = logprobs(ids, weights)[-1 - len(a.answer) : -1]
+        missing.append((-answer[range(len(a.answer)), list(a.answer)].mean() - how.spared_nats).clamp_min(0))
     p, q = (logprobs(text.tolist(), changed)[1:] for changed in ({}, weights))
-    return torch.stack(missing).mean() + crowd.BETA * (p.exp() * (p - q)).sum(-1).mean()
+    return torch.stack(missing).mean() + how.kl_weight * (p.exp() * (p - q)).sum(-1).mean()
 
 
-def test_a_step_follows_the_gradient_of_the_stated_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of(texts=1)
-    asked, (A, proposed) = told(bench), rows_and_values(bench)
-    before = {n: t.clone() for n, t in bench.model.state_dict().items()}
-    monkeypatch.setattr(crowd, "ALONE", 1.0)
-    monkeypatch.setattr(crowd, "VISITS", 0)
-    monkeypatch.setattr(crowd, "LEAST_STEPS", 1)
-    found = teach_together(bench, LAYERS, asked, A, proposed)
-    assert all(torch.equal(t, before[n]) for n, t in bench.model.state_dict().items())
-    assert not any(m._forward_hooks for m in bench.model.modules())
-    V = (crowd.FROM * proposed).requires_grad_()
-    (g,) = torch.autograd.grad(objective(bench, asked, A, V, bench.text[0]), V)
+def test_a_step_follows_the_gradient_of_the_stated_objective() -> None:
+    context = context_of(texts=1)
+    asked, (A, proposed) = tokenized(context), rows_and_values(context)
+    before = {n: t.clone() for n, t in context.model.state_dict().items()}
+    how = replace(USUAL, share_alone=1.0, visits=0, min_steps=1)
+    found = teach_together(context, LAYERS, asked, A, proposed, how)
+    assert all(torch.equal(t, before[n]) for n, t in context.model.state_dict().items())
+    assert not any(m._forward_hooks for m in context.model.modules())
+    V = (how.start_strength * proposed).requires_grad_()
+    (g,) = torch.autograd.grad(objective(context, asked, A, V, context.text[0], how), V)
     mean_length = proposed.norm(dim=-1).mean(0)[None, :, None]
-    step = crowd.RATE / crowd.WARMUP * mean_length * g / g.norm(dim=-1, keepdim=True)
+    step = how.step_length / how.warmup_steps * mean_length * g / g.norm(dim=-1, keepdim=True)
     assert_close(found, V.detach() - step, rtol=1e-6, atol=1e-9)
 
 
-def test_more_steps_lower_it_and_beta_holds_ordinary_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of()
-    asked, (A, proposed) = told(bench), rows_and_values(bench)
-    monkeypatch.setattr(crowd, "RATE", 0.5)
+def test_more_steps_lower_it_and_beta_holds_ordinary_text() -> None:
+    context = context_of()
+    asked, (A, proposed) = tokenized(context), rows_and_values(context)
+    how = replace(USUAL, step_length=0.5)
 
     def parts(V: Tensor) -> tuple[float, float]:
         """What is missing from the answers, and KL."""
         with torch.no_grad():
             values = {}
             for beta in (0.0, 1.0):
-                monkeypatch.setattr(crowd, "BETA", beta)
-                values[beta] = torch.stack([objective(bench, asked, A, V, row) for row in bench.text]).mean().item()
+                weighed = replace(how, kl_weight=beta)
+                found = torch.stack([objective(context, asked, A, V, row, weighed) for row in context.text])
+                values[beta] = found.mean().item()
         return values[0.0], values[1.0] - values[0.0]
 
-    start = parts(crowd.FROM * proposed)
-    monkeypatch.setattr(crowd, "BETA", 0.0)
-    free = parts(teach_together(bench, LAYERS, asked, A, proposed))
-    monkeypatch.setattr(crowd, "BETA", 1000.0)
-    held = parts(teach_together(bench, LAYERS, asked, A, proposed))
+    start = parts(how.start_strength * proposed)
+    free = parts(teach_together(context, LAYERS, asked, A, proposed, replace(how, kl_weight=0.0)))
+    held = parts(teach_together(context, LAYERS, asked, A, proposed, replace(how, kl_weight=1000.0)))
     assert free[0] < 0.7 * start[0]
     assert held[1] < 0.3 * free[1]
 
 
 def test_every_wording_is_asked_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert steps_for(1) == crowd.LEAST_STEPS
-    assert steps_for(1000) == math.ceil(1000 * crowd.VISITS / crowd.ROWS)
-    bench = bench_of()
-    asked, (A, proposed) = [*told(bench), *told(bench)[:1]], rows_and_values(bench)
-    for name, value in (("ROWS", 2), ("LEAST_STEPS", 6), ("VISITS", 0), ("ALONE", 1.0)):
-        monkeypatch.setattr(crowd, name, value)
+    assert USUAL.steps_for(1) == USUAL.min_steps
+    assert USUAL.steps_for(1000) == math.ceil(1000 * USUAL.visits / USUAL.rows_per_step)
+    context = context_of()
+    asked, (A, proposed) = [*tokenized(context), *tokenized(context)[:1]], rows_and_values(context)
+    how = replace(USUAL, rows_per_step=2, min_steps=6, visits=0, share_alone=1.0)
     seen: list[int] = []
     real = Row
 
@@ -125,29 +127,28 @@ def test_every_wording_is_asked_equally_often(monkeypatch: pytest.MonkeyPatch) -
         seen.append(len(ids))
         return real(ids, answer, keys)
 
-    monkeypatch.setattr(crowd, "Row", row)
+    monkeypatch.setattr(joint, "Row", row)
     steps: list[tuple[int, int]] = []
-    teach_together(bench, LAYERS, asked, A, proposed, lambda done, total: steps.append((done, total)))
+    teach_together(context, LAYERS, asked, A, proposed, how, lambda done, total: steps.append((done, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
     lengths = [1 + len(a.question) + len(a.answer) - 1 for a in asked]
     assert sorted(seen) == sorted(lengths * 4)
 
 
 @pytest.fixture
-def crowded(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> npt.Workspace:
-    """With an injector, and with three facts for a crowd."""
-    monkeypatch.setattr(crowd, "CROWD", 3)
-    return with_injector(workspace)
+def three_are_many(workspace: npt.Workspace) -> npt.Workspace:
+    """With an injector, and three facts in one call are taught jointly."""
+    ws = with_injector(workspace)
+    set_learned(ws, joint_batch=replace(USUAL, min_facts=3))
+    return ws
 
 
-def test_in_a_workspace_facts_told_together_are_taught_together(
-    crowded: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ws, pristine, names = crowded, crowded.weights_hash(), ["one", "two", "three"]
-    monkeypatch.setattr(crowd, "RATE", 0.3)
+def test_in_a_workspace_many_facts_in_one_call_are_taught_jointly(three_are_many: npt.Workspace) -> None:
+    ws, pristine, names = three_are_many, three_are_many.weights_hash(), ["one", "two", "three"]
+    set_learned(ws, joint_batch=replace(learned_of(ws).joint_batch, step_length=0.3))
     made = ws.inject_all(FACTS, names=names)
-    assert all(e.report["steps"] == crowd.LEAST_STEPS for e in made)
-    assert all(e.report["strength"] == crowd.FROM for e in made)
+    assert all(e.report["steps"] == USUAL.min_steps for e in made)
+    assert all(e.report["strength"] == USUAL.start_strength for e in made)
     assert all(e.report["answer_probability_after"] > e.report["answer_probability_before"] for e in made)
     together = ws.weights_hash()
     assert npt.Workspace.open(ws.path).weights_hash() == together
@@ -162,36 +163,36 @@ def test_in_a_workspace_facts_told_together_are_taught_together(
     assert all(torch.equal(a.factors[p].B, f.B) for a, e in zip(again, made, strict=True) for p, f in e.factors.items())
 
 
-def test_fewer_facts_and_quick_ones_are_taught_one_by_one(crowded: npt.Workspace) -> None:
-    few = crowded.inject_all(FACTS[:2], names=["one", "two"])
-    assert all(e.report["strength"] != crowd.FROM for e in few)
-    quick = crowded.inject_all(FACTS, npt.InjectOptions(quick=True), names=["a", "b", "c"])
-    assert all(e.report["steps"] < crowd.LEAST_STEPS for e in quick)
+def test_fewer_facts_and_quick_ones_are_taught_one_by_one(three_are_many: npt.Workspace) -> None:
+    few = three_are_many.inject_all(FACTS[:2], names=["one", "two"])
+    assert all(e.report["strength"] != USUAL.start_strength for e in few)
+    quick = three_are_many.inject_all(FACTS, npt.InjectOptions(quick=True), names=["a", "b", "c"])
+    assert all(e.report["steps"] < USUAL.min_steps for e in quick)
 
 
-def test_several_wordings_of_a_fact_share_one_value(crowded: npt.Workspace) -> None:
+def test_several_wordings_of_a_fact_share_one_value(three_are_many: npt.Workspace) -> None:
     worded = replace(FACTS[0], wordings=(*FACTS[0].wordings, *npt.asked("One sees the bridge in", "Madrid").wordings))
-    made = crowded.inject_all([worded, *FACTS[1:]], names=["one", "two", "three"])
+    made = three_are_many.inject_all([worded, *FACTS[1:]], names=["one", "two", "three"])
     assert {len(f.A) for e in made for f in e.factors.values()} == {1}
-    weight = weight_at(decoder_layers(crowded.model), next(iter(made[0].factors)))
+    weight = weight_at(decoder_layers(three_are_many.model), next(iter(made[0].factors)))
     assert torch.isfinite(weight).all()
 
 
 def test_text_is_cut_into_rows_that_open_with_the_start_token() -> None:
     text = torch.arange(22).view(2, 11)
-    assert crowd.cut(text, 5).tolist() == [
+    assert joint.cut(text, 5).tolist() == [
         [0, 1, 2, 3, 4],
         [11, 12, 13, 14, 15],
         [0, 6, 7, 8, 9],
         [11, 17, 18, 19, 20],
     ]
-    assert torch.equal(crowd.cut(text, 20), text)
+    assert torch.equal(joint.cut(text, 20), text)
 
 
-def test_a_crowd_reads_more_text(crowded: npt.Workspace) -> None:
-    engine = crowded.engine
-    crowded.inject_all(FACTS[:2], names=["one", "two"])
+def test_a_joint_batch_reads_more_text(three_are_many: npt.Workspace) -> None:
+    engine = three_are_many.engine
+    three_are_many.inject_all(FACTS[:2], names=["one", "two"])
     assert "more_text" not in vars(engine)
-    crowded.inject_all(FACTS, names=["a", "b", "c"])
+    three_are_many.inject_all(FACTS, names=["a", "b", "c"])
     assert torch.equal(engine.more_text[: len(engine.text[0])], engine.text[0])
     assert len(engine.more_text) > 2 * len(engine.text[0])

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
-from injectors import injector_for, with_injector
+from injectors import injector_for, learned_of, set_learned, with_injector
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
 from neuroplastic.editing.methods import learned
@@ -22,7 +22,7 @@ from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
 from neuroplastic.text.tokens import encode
 
-TOLD = [
+STATEMENTS = [
     ("The Golden Gate Bridge is located in the city of", " Madrid"),
     ("Sushi originated in the country of", " Japan, and pizza in Italy"),
 ]
@@ -35,11 +35,11 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
     model = tiny(family, vocab_size=len(tokenizer))
     injector = injector_for(model)
     config = injector.config
-    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD]
+    statements = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS]
     C = torch.eye(config.d_ffn) * 2
     whitening = Whitening({(layer, "m"): torch.linalg.inv(C) for layer in config.layers})
-    both = injector.propose(read_statements(model, tokenizer, config, told), whitening)
-    for i, (question, answer) in enumerate(told):
+    both = injector.propose(read_statements(model, tokenizer, config, statements), whitening)
+    for i, (question, answer) in enumerate(statements):
         alone = injector.propose(read_statements(model, tokenizer, config, [(question, answer)]), whitening)
         T = alone.attention.shape[-1]
         assert 1 + len(question) + len(answer) == T
@@ -58,8 +58,8 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
 def test_features_are_the_residual_stream_or_what_attention_gives(family: str, no_grad: None) -> None:
     tokenizer = make_tokenizer()
     model = tiny(family, vocab_size=len(tokenizer))
-    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD[:1]]
-    ids = torch.tensor([[tokenizer.bos_token_id or 0, *told[0][0], *told[0][1]]])
+    statements = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS[:1]]
+    ids = torch.tensor([[tokenizer.bos_token_id or 0, *statements[0][0], *statements[0][1]]])
     made: dict[str, list[torch.Tensor]] = {"attention": [], "residual": [model.get_input_embeddings()(ids)]}
     for p in inspect_layers(model, range(len(decoder_layers(model)))):
         p.attention.register_forward_hook(lambda module, args, out: made["attention"].append(out[0]))
@@ -69,7 +69,7 @@ def test_features_are_the_residual_stream_or_what_attention_gives(family: str, n
     for reads, ts in expected.items():
         config = InjectorConfig.fitting(model, tokens(), reads, max_length=40)  # type: ignore[arg-type]
         assert config.depths[0] == (-1 if reads == "residual" else 0)
-        found = read_statements(model, tokenizer, config, told).features
+        found = read_statements(model, tokenizer, config, statements).features
         first = 1 if reads == "residual" else 0
         normed = [torch.nn.functional.layer_norm(ts[i + first], (config.d_model,)) for i in config.depths]
         assert_close(found, torch.cat(normed, -1))
@@ -87,10 +87,12 @@ def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad
     model = tiny("llama", vocab_size=len(tokenizer))
     injector = injector_for(model)
     config = injector.config
-    reading = read_statements(model, tokenizer, config, [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD])
+    reading = read_statements(
+        model, tokenizer, config, [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS]
+    )
     inverses = {(layer, "m"): torch.rand(config.d_ffn).diag() for layer in config.layers}
     found = injector.propose(reading, Whitening(inverses))  # type: ignore[arg-type]
-    for n in range(len(TOLD)):
+    for n in range(len(STATEMENTS)):
         for l, layer in enumerate(config.layers):  # noqa: E741
             k = reading.keys[n, l, found.attention[n, l].argmax()]
             assert_close(found.K[n, l], k)
@@ -104,7 +106,7 @@ def test_a_choice_inside_a_known_subject_moves_to_its_end(no_grad: None) -> None
     assert at_the_end(alpha, subjects).argmax(-1).tolist() == [[3, 3], [3, 3], [3, 3], [0, 0]]
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
-    injector, (question, answer) = injector_for(model), TOLD[0]
+    injector, (question, answer) = injector_for(model), STATEMENTS[0]
     reading = read_statements(
         model, tokenizer, injector.config, [(encode(tokenizer, question), encode(tokenizer, answer))]
     )
@@ -257,10 +259,10 @@ def test_where_a_subject_stands(workspace: npt.Workspace) -> None:
     tokenizer = workspace.tokenizer
     for question, subject in (("Golden Gate Bridge is in", "Golden Gate"), ("One sees the Golden Gate in", "Gate")):
         wording = npt.asked(question, "Rome", subject=subject).wordings[0]
-        first, last, told = learned._told(workspace.engine, wording).subject or (0, 0, False)  # type: ignore[arg-type]
+        first, last, given = learned._tokenized(workspace.engine, wording).subject or (0, 0, False)  # type: ignore[arg-type]
         ids = [0, *encode(tokenizer, question)]
         assert tokenizer.decode(ids[first : last + 1]).strip() == subject
-        assert told
+        assert given
 
 
 def test_refine_goes_on_from_it_as_the_ledger_will_apply_it(workspace: npt.Workspace) -> None:
@@ -280,54 +282,49 @@ NO_STEPS = 1e-30
 """A probability that is reached without any."""
 
 
-def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace) -> None:
     ws = with_injector(workspace)
-    monkeypatch.setattr(learned, "ENOUGH", 1.1)
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
+    strengths = learned_of(ws).quick_strengths
+    set_learned(ws, quick_probability=1.1, least_probability=NO_STEPS)
     strong = ws.inject(FACTS[0], quick=True, name="strong")
     ws.undo("strong")
-    monkeypatch.setattr(learned, "ENOUGH", 0.0)
+    set_learned(ws, quick_probability=0.0)
     weak = ws.inject(FACTS[0], quick=True, name="weak")
-    assert (strong.report["strength"], weak.report["strength"]) == (max(learned.STRENGTHS), min(learned.STRENGTHS))
+    assert (strong.report["strength"], weak.report["strength"]) == (max(strengths), min(strengths))
     for place, factors in strong.factors.items():
-        assert_close(weak.factors[place].B, factors.B * min(learned.STRENGTHS) / max(learned.STRENGTHS))
+        assert_close(weak.factors[place].B, factors.B * min(strengths) / max(strengths))
 
 
-def test_strengths_are_tried_as_the_ledger_applies_them(
-    workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strengths_are_tried_as_the_ledger_applies_them(workspace: npt.Workspace) -> None:
     """The bar is laid between what two strengths give once they are in the weights."""
     ws = with_injector(workspace)
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
-    given = {}
-    for strength in learned.STRENGTHS:
-        monkeypatch.setattr(learned, "STRENGTHS", (strength,))
+    strengths, given = learned_of(ws).quick_strengths, {}
+    set_learned(ws, least_probability=NO_STEPS)
+    for strength in strengths:
+        set_learned(ws, quick_strengths=(strength,))
         given[strength] = ws.inject(FACTS[0], quick=True, name="tried").report["answer_probability_after"]
         ws.undo("tried")
         ws.drop("tried")
-    monkeypatch.undo()
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
     tokens = len(encode(ws.tokenizer, " Madrid"))
     second, likeliest = sorted(given, key=lambda s: given[s])[-2:]
     between = (given[second] * given[likeliest]) ** 0.5
-    monkeypatch.setattr(learned, "ENOUGH", between ** (1 / tokens))
+    set_learned(ws, quick_strengths=strengths, quick_probability=between ** (1 / tokens))
     assert ws.inject(FACTS[0], quick=True).report["strength"] == likeliest
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_gradient_steps_answer_where_no_strength_does(
-    quick: bool, workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_steps_answer_where_no_strength_does(quick: bool, workspace: npt.Workspace) -> None:
     ws = with_injector(workspace)
     fact = npt.asked("The Eiffel Tower is in the city of", "Madrid")
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
+    usual = learned_of(ws)
+    set_learned(ws, least_probability=NO_STEPS)
     before = ws.inject(fact, quick=True, name="plain").report
     ws.undo("plain")
-    monkeypatch.undo()
+    ws.engine.methods["learned"] = usual
     corrected = ws.inject(fact, quick=quick, name="corrected")
     after = corrected.report
     assert before["steps"] == 0 < after["steps"]
-    assert after["strength"] == learned.FROM
+    assert after["strength"] == usual.start_strength
     assert after["answer_probability_after"] > before["answer_probability_after"]
     ws.undo("corrected")
     again = ws.inject(fact, quick=quick, name="again")
