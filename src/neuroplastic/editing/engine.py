@@ -77,6 +77,27 @@ class Plan:
     """for each fact to teach, the names of the active edits that answer its question otherwise, and stay"""
 
 
+@dataclass(frozen=True)
+class Held:
+    """One active edit, asked again: its answer behind its question."""
+
+    name: str
+    answer: str
+    holds: bool
+    answer_probability: float
+    statement_logprob: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What can be said of a model with its active edits."""
+
+    perplexity: float
+    """on some held-out ordinary text, with the edits"""
+    perplexity_unedited: float
+    facts: list[Held]
+
+
 class EditableModel:
     """A model, its tokenizer, the edits in its weights, and what is known of it on ordinary text."""
 
@@ -473,6 +494,22 @@ class EditableModel:
                 known = (active, perplexity(self.model, self.text[1][:DRIFT_ROWS]))
             self._perplexity = known
         return known[1]
+
+    def held(self) -> list[Held]:
+        """Every active edit that was made from a statement, asked again."""
+        made = [e for e in self.edits if e.asked is not None]
+        recalled = self.recall([Asked(e.statement, *e.asked) for e in made if e.asked is not None])
+        return [
+            Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob)
+            for e, now in zip(made, recalled, strict=True)
+        ]
+
+    def measure(self) -> Measurement:
+        """Whether the active edits hold, and what all of them cost ordinary text."""
+        now = self.perplexity()
+        with self.unedited():
+            before = self.perplexity()
+        return Measurement(now, before, self.held())
 
     def prepare(self) -> None:
         """Does now what the first edit would wait for: some seconds for a model never seen before, then cached."""

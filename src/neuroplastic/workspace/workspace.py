@@ -26,11 +26,11 @@ from ..calibration.calibrate_options import CalibrateOptions
 from ..config import Mode, PlasticityConfig
 from ..console import note, progress
 from ..editing.edit import Edit
-from ..editing.engine import EditableModel
+from ..editing.engine import EditableModel, Held
 from ..editing.fact import Fact
 from ..editing.inject_options import InjectOptions, Method
 from ..editing.ledger import check_places
-from ..editing.recall import Asked, word_probabilities
+from ..editing.recall import word_probabilities
 from ..errors import NPTError
 from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
@@ -59,17 +59,6 @@ class Comparison:
     unedited: str
     tracked: dict[str, tuple[float, float]]
     """the probability that the prompt goes on with each tracked word, with and without the edits"""
-
-
-@dataclass(frozen=True)
-class Held:
-    """One active edit, asked again: its answer behind its question."""
-
-    name: str
-    answer: str
-    holds: bool
-    answer_probability: float
-    statement_logprob: float
 
 
 @dataclass(frozen=True)
@@ -304,12 +293,7 @@ class Workspace:
 
     def held(self) -> list[Held]:
         """Every active edit that was made from a statement, asked again."""
-        told = [e for e in self.edits if e.asked is not None]
-        recalled = self.engine.recall([Asked(e.statement, *e.asked) for e in told if e.asked is not None])
-        return [
-            Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob)
-            for e, now in zip(told, recalled, strict=True)
-        ]
+        return self.engine.held()
 
     def undo(self, edit: Edit | str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it."""
