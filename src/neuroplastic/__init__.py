@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from .calibration.calibrate_options import CalibrateOptions
     from .config import PlasticityConfig
     from .editing.edit import Edit
-    from .editing.engine import EditableModel, consolidate_weights, editable, inject
+    from .editing.engine import EditableModel
     from .editing.extract import Modulation, extract_modulation, mean, transfer
     from .editing.fact import Fact, asked, fact_of
+    from .editing.in_memory import consolidate_weights, editable, inject
     from .editing.inject_options import InjectOptions
     from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
@@ -44,14 +45,14 @@ _HOME = {
     "InjectOptions": "editing.inject_options",
     "Fidelity": "evaluation.fidelity",
     "EditableModel": "editing.engine",
-    "editable": "editing.engine",
+    "editable": "editing.in_memory",
     "CheckFailed": "errors",
     "NPTError": "errors",
     "PlasticityConfig": "config",
     "Workspace": "workspace",
-    "consolidate_weights": "editing.engine",
+    "consolidate_weights": "editing.in_memory",
     "convert": "surgery",
-    "inject": "editing.engine",
+    "inject": "editing.in_memory",
     "load_base": "models",
     "measure_fidelity": "evaluation.fidelity",
     "plastic_layers": "surgery",

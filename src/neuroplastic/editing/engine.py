@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..config import parse_layers
 from ..console import note, progress, stage
 from ..errors import CheckFailed, NPTError
 from ..files import content_hash
@@ -33,15 +32,15 @@ from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import base_state, mode
 from ..text.perplexity import perplexity
 from ..text.self_text import calibration_text, self_text
-from .context import EditContext, EditMethod, finished, relative_norms
-from .edit import Edit, Factors, check_name, is_taken, name_from
+from .context import EditContext, finished, relative_norms
+from .edit import Edit, check_name, is_taken, name_from
 from .fact import Fact, fact_of
 from .inject_options import InjectOptions, Method
 from .injector import Injector
 from .ledger import Ledger
-from .methods import decide, default_methods
+from .methods import default_methods
 from .methods.learned import find_injector, is_joint
-from .methods.rank_one import token_factors
+from .plan import Plan, plan_all, plan_facts
 from .recall import Asked, Recall, recall
 from .store import EditStore, MemoryStore
 from .targets import Place
@@ -55,26 +54,6 @@ ELSEWHERE = 2
 """A question is also asked after this number of unrelated texts."""
 ATTRIBUTE = "_neuroplastic"
 """Under this name a model holds its engine, so that the two are freed together."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a call of `inject` will do."""
-
-    options: InjectOptions
-    """with the method decided"""
-    facts: tuple[Fact, ...]
-    """those that must be taught"""
-    method: EditMethod
-    """with its settings: for `learned`, also whether the facts are taught jointly or one by one"""
-    layers: tuple[int, ...]
-    """that may change"""
-    known: dict[int, Edit | int]
-    """of the facts given, those that are taught already: by an active edit, or by an earlier fact of the same call"""
-    replaced: tuple[tuple[str, ...], ...]
-    """for each fact to teach, the names of the active edits that answer its question otherwise, and make way"""
-    contradicted: tuple[tuple[str, ...], ...]
-    """for each fact to teach, the names of the active edits that answer its question otherwise, and stay"""
 
 
 @dataclass(frozen=True)
@@ -213,6 +192,18 @@ class EditableModel:
                     raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
             return tuple(self.apply(self._numbered(edits)))
 
+    def add_unmeasured(self, edit: Edit) -> Edit:
+        """Takes one edit in as the newest one, without asking the model anything: for one that no tokenizer made."""
+        with self.store.locked():
+            (edit,) = self._numbered([edit])
+            back = self.ledger.commit(self.ledger.staged([*self.edits, edit]))
+            try:
+                self.store.change(write=[edit])
+            except BaseException:
+                self.ledger.commit(back)
+                raise
+        return edit
+
     def load(self, edits: Sequence[Edit]) -> None:
         """Makes edits that the store holds the active ones."""
         self.ledger.set_active([self._at_home(e) for e in edits])
@@ -307,52 +298,18 @@ class EditableModel:
         return found
 
     def plan(self, facts: Sequence[Fact], options: InjectOptions | None = None) -> Plan:
-        """Decides what becomes of some facts. Reads no text, touches no weight.
-
-        Raises NPTError where the facts contradict each other or the options do not suit the model, and CheckFailed
-        where they should be `consistent` and contradict an active edit.
-        """
-        if not facts:
-            raise NPTError("there is no statement to inject")
+        """Decides what becomes of some facts. Reads no text, touches no weight. Raises as `plan_facts` does."""
         options = options or InjectOptions()
-        answered = [(e, e.asked) for e in self.edits if e.asked is not None]
-        known: dict[int, Edit | int] = {}
-        others: list[tuple[str, ...]] = []
-        for i, fact in enumerate(facts):
-            asked = (fact.question, fact.answer)
-            same: list[Edit | int] = [e for e, told in answered if agree(told, asked)]
-            same += [j for j in range(i) if j not in known and agree((facts[j].question, facts[j].answer), asked)]
-            if same:
-                known[i] = same[0]
-                continue
-            for j in range(i):
-                if contradict((facts[j].question, facts[j].answer), asked) and not options.keep_both:
-                    raise NPTError(
-                        f"the facts {j + 1} and {i + 1} answer {fact.question!r} differently "
-                        f"({facts[j].answer.strip()!r}, {fact.answer.strip()!r}); give one of them, or keep both"
-                    )
-            others.append(tuple(e.name for e, told in answered if contradict(told, asked)))
-        new = tuple(f for i, f in enumerate(facts) if i not in known)
-        if options.consistent:
-            _refuse_contradiction(new, others)
         injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
-        options = options.resolved(injector is not None)
-        method, layers = decide(self.methods, options, len(new)), self._layers_of(options, injector)
-        nothing = ((),) * len(new)
-        replaced, kept = (nothing, tuple(others)) if options.keep_both else (tuple(others), nothing)
-        return Plan(options, new, method, layers, known, replaced, kept)
+        return plan_facts(facts, options, self.edits, self.methods, injector, len(decoder_layers(self.model)))
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
-        """The edits that the facts ask for beside the active ones, not yet in the weights, and known to no store.
-
-        Raises NPTError for bad input.
-        """
+        """The edits that the facts ask for beside the active ones, whatever those say; not in the weights, and known to
+        no store. Raises NPTError for bad input."""
         if not facts:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None
-        options = options.resolved(injector is not None)
-        method, nothing = decide(self.methods, options, len(facts)), ((),) * len(facts)
-        plan = Plan(options, tuple(facts), method, self._layers_of(options, injector), {}, nothing, nothing)
+        plan = plan_all(facts, options, self.methods, injector, len(decoder_layers(self.model)))
         return self._make(plan, names)
 
     def _make(self, plan: Plan, names: Sequence[str], replaced: Sequence[Edit] = ()) -> list[Edit]:
@@ -401,12 +358,6 @@ class EditableModel:
             self.whitening.prepare((p.index, site) for p in parts for site in sites)
         held, whitening = _keys(self.edits), self.whitening
         return EditContext(self.model, self.tokenizer, parts, sites, whitening, text, held, injector, self.unedited)
-
-    def _layers_of(self, options: InjectOptions, injector: Injector | None) -> tuple[int, ...]:
-        """Raises NPTError for a layer that the model does not have."""
-        if injector is not None:
-            return injector.config.layers
-        return tuple(parse_layers(options.chosen_layers, len(decoder_layers(self.model))))
 
     def _names(self, facts: Sequence[Fact], wanted: Sequence[str | None]) -> list[str]:
         """A free name for each fact: the wanted one, or one made from the statement."""
@@ -564,78 +515,6 @@ class EditableModel:
         there is by heart, and spare no other."""
         with self.unedited(), mode(self.model, "standard"):
             return torch.cat([self.text[0], calibration_text(self.model, self.tokenizer, self.sha256)[0]])
-
-
-def editable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EditableModel:
-    """The engine of a model in memory, converted or not: always the same object for the same model."""
-    return EditableModel.of(model, tokenizer)
-
-
-def inject(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    fact: str | Fact,
-    method: Method | None = None,
-    name: str | None = None,
-    **options: Any,
-) -> Edit:
-    """Writes a fact into the weights of `model`, converted or not, and returns the edit, which can be undone.
-
-    `fact` is a statement, or made by `fact_of` or `asked`; `options` are fields of `InjectOptions`. The first call
-    measures the covariance of ordinary text (cached on disk by the content of the weights). An edit of a workspace's
-    model is an edit of that workspace. Raises NPTError, with nothing changed, for bad input.
-    """
-    return EditableModel.of(model, tokenizer).inject(fact, method, name, **options)
-
-
-def consolidate_weights(
-    model: nn.Module, context_tokens: Tensor | Sequence[int], token_idx: int = -1, alpha: float = 0.1
-) -> Edit:
-    """W += alpha v_b v_a^T with the modulation of one token, in every layer (the first design's call).
-
-    context_tokens (T,) or (1, T), int64. A converted model gives its generators' update, a plain one the analytic
-    `dual` one. Raises NPTError where the tokens or the index cannot be.
-    """
-    alpha = InjectOptions("token", alpha).strength
-    device = next(model.parameters()).device
-    ids = torch.as_tensor(context_tokens, device=device).reshape(1, -1)
-    if ids.shape[1] == 0 or not -ids.shape[1] <= token_idx < ids.shape[1]:
-        raise NPTError(f"token_idx {token_idx} is out of range: the context has {ids.shape[1]} tokens")
-    engine = EditableModel.of(model)
-    found = token_factors(model, ids, tuple(range(len(decoder_layers(model)))), token_idx)
-    factors = {p: Factors(A.cpu().contiguous(), (B * alpha).cpu().contiguous()) for p, (A, B) in sorted(found.items())}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    with engine.store.locked():
-        name = name_from("token", engine.names)
-        (edit,) = engine._numbered([Edit(name, "", "token", alpha, engine.sha256, 0, now, factors)])
-        back = engine.ledger.commit(engine.ledger.staged([*engine.edits, edit]))
-        try:
-            engine.store.change(write=[edit])
-        except BaseException:
-            engine.ledger.commit(back)
-            raise
-    return edit
-
-
-def agree(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """The same question, which is not empty, and the same answer."""
-    (q, a), (p, b) = one, other
-    return bool(q.split()) and q.split() == p.split() and a.split() == b.split()
-
-
-def contradict(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """The same question, which is not empty, and another answer."""
-    (q, a), (p, b) = one, other
-    return bool(q.split()) and q.split() == p.split() and a.split() != b.split()
-
-
-def _refuse_contradiction(facts: Sequence[Fact], contradicted: Sequence[Sequence[str]]) -> None:
-    for fact, others in zip(facts, contradicted, strict=True):
-        if others:
-            raise CheckFailed(
-                f"refused: to {fact.question!r} the edit {', '.join(map(repr, others))} has another answer than "
-                f"{fact.answer.strip()!r}; nothing was changed (undo that edit first, or let the new one replace it)"
-            )
 
 
 def _keys(edits: Sequence[Edit]) -> dict[Place, Tensor]:
