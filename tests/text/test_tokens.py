@@ -1,18 +1,15 @@
+"""Text into tokens and back, and text read from files."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import neuroplastic as npt
 from conftest import SENTENCES, make_tokenizer
-from families import tiny
 from marked import Kind, marked_tokenizer
-from neuroplastic.files import content_hash
-from neuroplastic.surgery import base_state
-from neuroplastic.text.self_text import random_words, self_text, write_text
 from neuroplastic.text.tokens import (
     batch,
     decode_after,
@@ -79,41 +76,6 @@ def test_text_files_are_read(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "a.jsonl") == ["one", "two"]
     with pytest.raises(npt.NPTError, match="there is no file"):
         read_texts(tmp_path / "b.txt")
-
-
-def test_random_words_are_words() -> None:
-    tokenizer = make_tokenizer()
-    words = random_words(tokenizer, 10)
-    assert len(words) == 10
-    assert all(str(tokenizer.decode([w])).strip().isalpha() for w in words)
-
-
-def test_sampling_follows_the_model_and_the_seed() -> None:
-    model = tiny("llama")
-    state = torch.get_rng_state()
-    opening = torch.full((4000, 1), 7)
-    first = write_text(model, opening, 2)
-    assert torch.equal(first, write_text(model, opening, 2))
-    assert not torch.equal(first, write_text(model, opening, 2, seed=1))
-    assert torch.equal(torch.get_rng_state(), state)
-    with torch.no_grad():
-        expected = model(input_ids=opening[:1]).logits[0, -1].softmax(-1)
-    found = torch.bincount(first[:, 1], minlength=96) / 4000
-    assert (found - expected).abs().max() < 5 * (expected.max() / 4000).sqrt()
-    longer = write_text(model, opening[:3], 6)
-    assert longer.shape == (3, 6)
-
-
-def test_self_text_is_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = make_tokenizer()
-    model = tiny("llama", vocab_size=len(tokenizer))
-    base_hash = content_hash(base_state(model))
-    statistics, held_out = self_text(model, tokenizer, base_hash)
-    assert statistics.shape == (8, 24)
-    assert held_out.shape == (4, 24)
-    monkeypatch.setattr("neuroplastic.text.self_text.write_text", None)  # reading the cache must not need it
-    again, _ = self_text(model, tokenizer, base_hash)
-    assert torch.equal(again, statistics)
 
 
 def test_lines_of_text_files_end_at_line_breaks_alone(tmp_path: Path) -> None:
