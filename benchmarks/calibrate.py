@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 import neuroplastic as npt
-from neuroplastic.evaluation.fidelity import perplexity
 from neuroplastic.surgery import mode
-from neuroplastic.text import calibration_text
+from neuroplastic.text.perplexity import perplexity
+from neuroplastic.text.self_text import calibration_text
 
 PROJECTED: dict[str, Any] = {"heads": "projected"}
 

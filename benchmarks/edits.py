@@ -30,21 +30,21 @@ import neuroplastic as npt
 from baselines import BASELINES, BATCHES
 from baselines.data import records_file
 from neuroplastic.console import Terminal, note, progress
+from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
-from neuroplastic.editing.options import InjectOptions, Method
-from neuroplastic.engine import EditableModel
-from neuroplastic.evaluation.contenders import WITHOUT_EDIT, Contender, Taught, contender
+from neuroplastic.editing.inject_options import InjectOptions, Method
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import WITHOUT_EDIT, Contender, Taught, contender
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.plots import need_matplotlib
 from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.report import entries, write_report
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
-from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval, summary
-from neuroplastic.text import encode
+from neuroplastic.text.tokens import encode
 
 Batch = Callable[[EditableModel, Sequence[Record]], AbstractContextManager[Taught]]
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    suite, data = suite_named("counterfact"), records_file(options.data)
+    suite, data = SUITES["counterfact"], records_file(options.data)
     if options.report is not None:
         need_matplotlib()
     everything, malformed = read_records(data, suite.parse)

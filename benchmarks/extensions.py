@@ -33,10 +33,10 @@ from torch import Tensor
 import neuroplastic as npt
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.config import PlasticityConfig
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.generators import LowRank
 from neuroplastic.surgery import learnable_layers, mode, plastic_layers
-from neuroplastic.text import calibration_text
+from neuroplastic.text.self_text import calibration_text
 from speed.paired import in_mode, low_rank, paired
 from study import ROWS, Cell, chosen_parts, fidelity, show, workspace
 from train_bars import direct_error

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import neuroplastic as npt
-from neuroplastic.edit_files import list_edits
-from neuroplastic.editing.options import Method
-from neuroplastic.text import random_words
+from neuroplastic.editing.inject_options import Method
+from neuroplastic.text.self_text import random_words
+from neuroplastic.workspace.edit_files import list_edits
 
 
 def main() -> None:

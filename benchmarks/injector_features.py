@@ -45,7 +45,7 @@ from neuroplastic.editing.injector import Injector, InjectorConfig, Reading, mea
 from neuroplastic.editing.sentence import find_words
 from neuroplastic.evaluation.fidelity import measure_fidelity
 from neuroplastic.surgery import mode
-from neuroplastic.text import encode, encode_after, read_texts
+from neuroplastic.text.tokens import encode, encode_after, read_texts
 from neuroplastic.training.closed_form import Examples, find_examples, fit_values, suitable
 from neuroplastic.training.distill import Distillation
 from neuroplastic.training.injection import Injection
@@ -53,7 +53,7 @@ from neuroplastic.training.lessons import Lessons, Topic, read_topics
 from neuroplastic.training.loop import only_trainable, run
 from neuroplastic.training.packing import Packed
 from neuroplastic.training.settings import InjectionSettings, LoopSettings, Variety
-from neuroplastic.training.train import Distilling, read_data
+from neuroplastic.training.train_generators import Distilling, read_data
 
 VARIANTS = ("residual", "attention", "separate", "joint")
 INJECTION = InjectionSettings(

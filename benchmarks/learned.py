@@ -33,17 +33,18 @@ from baselines import BASELINES
 from baselines.data import records_file
 from neuroplastic.console import Terminal, progress
 from neuroplastic.editing.edit import Edit
+from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
-from neuroplastic.engine import EditableModel
-from neuroplastic.evaluation.contenders import contender, injected
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import contender, injected
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.suites import SuiteName, suite_named
+from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.suite import SuiteName
+from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
-from neuroplastic.text import read_texts, windows
+from neuroplastic.text.tokens import read_texts, windows
 
 HOW = ("together", "added", "unedited")
 
@@ -113,7 +114,7 @@ def records(options: argparse.Namespace, suite: SuiteName) -> list[Record]:
     """All of a suite's development records, in a seeded order."""
     name = f"{suite}_dev.json"
     file = records_file(None if options.data is None else options.data / name, name)
-    return choose(read_records(file, suite_named(suite).parse)[0], None, options.seed)[options.first :]
+    return choose(read_records(file, SUITES[suite].parse)[0], None, options.seed)[options.first :]
 
 
 def alone(
@@ -124,7 +125,7 @@ def alone(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
-    suite, contenders = suite_named(name), {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
+    suite, contenders = SUITES[name], {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
     contenders["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
     settings = {
         "suite": name,
@@ -184,7 +185,7 @@ def in_place(
         raise npt.NPTError(f"there are {len(taught)} records for {max(sizes)} edits; give smaller --kept")
     facts = [asked(r.prompt, r.new) for r in taught]
     told = npt.InjectOptions("learned", quick=options.quick)
-    suite = suite_named("counterfact")
+    suite = SUITES["counterfact"]
     examination, written = Examination(engine, suite), OrdinaryText(engine, engine.text[1])
     read = OrdinaryText(engine, text_of_people(engine, options))
     settings = {"taught": [r.id for r in (*first, *more)], "asked": options.asked, "quick": options.quick}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from neuroplastic import text
 from neuroplastic.files import content_hash, write_tensors
 from neuroplastic.models import DEFAULT_MODEL, load_base
+from neuroplastic.text import self_text as text
 
 
 def main() -> None:

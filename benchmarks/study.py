@@ -35,19 +35,19 @@ from baselines.data import records_file
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.config import PlasticityConfig, Preset
 from neuroplastic.console import note
-from neuroplastic.editing.options import InjectOptions
-from neuroplastic.evaluation.contenders import Contender, injected, unedited
+from neuroplastic.editing.inject_options import InjectOptions
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
+from neuroplastic.evaluation.evaluator import Examination
 from neuroplastic.evaluation.fidelity import measure_fidelity
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.methods import Contender, injected, unedited
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval
 from neuroplastic.surgery import mode
-from neuroplastic.text import calibration_text
+from neuroplastic.text.self_text import calibration_text
 from neuroplastic.training.loop import read_log
-from neuroplastic.training.train import FOLDER
+from neuroplastic.training.train_generators import FOLDER
 
 PARTS = ("calibrated", "trained", "injected", "regularised")
 RANKS: dict[Preset, int] = {"v1": 110, "v2": 55, "single": 110, "dual": 64, "triple": 55}
@@ -82,7 +82,7 @@ def main() -> None:
     parts = chosen_parts(options.parts, PARTS)
     records: list[Record] = []
     if {"injected", "regularised"} & set(parts):
-        everything, malformed = read_records(records_file(options.data), suite_named("counterfact").parse)
+        everything, malformed = read_records(records_file(options.data), SUITES["counterfact"].parse)
         for name, why in malformed.items():
             note(f"record {name} is left out: {why}")
         records = choose(everything, options.records, seed=0)
@@ -199,7 +199,7 @@ class Study:
             yield Cell("regularised", arm, {f"training's {k}": v for k, v in trained.items()} | edits.figures)
 
     def _edits(self, ws: npt.Workspace, contenders: Mapping[str, Contender]) -> list[Row]:
-        return evaluate(Examination(ws.engine, suite_named("counterfact")), self.records, contenders, self.rows)
+        return evaluate(Examination(ws.engine, SUITES["counterfact"]), self.records, contenders, self.rows)
 
     def _known(self, part: str, arm: str) -> Cell | None:
         return next((c for c in self.kept.done if (c.part, c.arm) == (part, arm)), None)
@@ -235,7 +235,7 @@ def fidelity(ws: npt.Workspace) -> dict[str, list[float]]:
 
 def summaries(part: str, rows: Sequence[Row]) -> Iterator[Cell]:
     """Per method of these rows: the suite's figures with their intervals."""
-    found = summarise(rows, suite_named("counterfact"))
+    found = summarise(rows, SUITES["counterfact"])
     for method, own in found["methods"].items():
         names = ("S", "ES", "PS", "NS", "perplexity", "kl", "seconds")
         yield Cell(part, method, {n: list(own["figures"][n]) for n in names if n in own["figures"]})

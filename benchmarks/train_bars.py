@@ -18,7 +18,7 @@ import torch
 
 import neuroplastic as npt
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
-from neuroplastic.text import calibration_text
+from neuroplastic.text.self_text import calibration_text
 from neuroplastic.training.distill import Distillation
 from neuroplastic.training.packing import Packed
 

@@ -44,11 +44,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def small_self_text(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Tiny models write little text; the real one writes what users get."""
     if request.node.get_closest_marker("real") is None:
-        monkeypatch.setattr("neuroplastic.text.SELF_TEXTS", 12)
-        monkeypatch.setattr("neuroplastic.text.SELF_LENGTH", 24)
-        monkeypatch.setattr("neuroplastic.text.HELD_OUT", 4)
-        monkeypatch.setattr("neuroplastic.text.CALIBRATION_TEXTS", 20)
-        monkeypatch.setattr("neuroplastic.text.CALIBRATION_HELD_OUT", 4)
+        monkeypatch.setattr("neuroplastic.text.self_text.SELF_TEXTS", 12)
+        monkeypatch.setattr("neuroplastic.text.self_text.SELF_LENGTH", 24)
+        monkeypatch.setattr("neuroplastic.text.self_text.HELD_OUT", 4)
+        monkeypatch.setattr("neuroplastic.text.self_text.CALIBRATION_TEXTS", 20)
+        monkeypatch.setattr("neuroplastic.text.self_text.CALIBRATION_HELD_OUT", 4)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import neuroplastic as npt
 from neuroplastic.files import read_tensors
-from neuroplastic.training import train as training
+from neuroplastic.training import train_generators as training
 
 SHORT: dict[str, Any] = {
     "steps": 10,
@@ -25,7 +25,7 @@ SHORT: dict[str, Any] = {
 
 SMALL_TEXT = """
 import sys
-import neuroplastic.text as text
+import neuroplastic.text.self_text as text
 text.SELF_TEXTS, text.SELF_LENGTH, text.HELD_OUT = 12, 24, 4
 text.CALIBRATION_TEXTS, text.CALIBRATION_HELD_OUT = 20, 4
 from neuroplastic.cli import main

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
 import neuroplastic as npt
 from families import tokens
 from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.methods.learned import INJECTOR_FILE, Learned
 
 
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
@@ -22,3 +25,15 @@ def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
 def with_injector(workspace: npt.Workspace) -> npt.Workspace:
     injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
     return npt.Workspace.open(workspace.path)
+
+
+def learned_of(workspace: npt.Workspace) -> Learned:
+    """The settings of the workspace's method `learned`."""
+    found = workspace.engine.methods["learned"]
+    assert isinstance(found, Learned)
+    return found
+
+
+def set_learned(workspace: npt.Workspace, **settings: Any) -> None:
+    """Gives the workspace's method `learned` other settings; they stay as long as the workspace is open."""
+    workspace.engine.methods["learned"] = replace(learned_of(workspace), **settings)

@@ -14,12 +14,12 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny
 from injectors import with_injector
-from neuroplastic import text
 from neuroplastic.calibration.calibrate import calibrate
-from neuroplastic.calibration.options import CalibrateOptions
+from neuroplastic.calibration.calibrate_options import CalibrateOptions
 from neuroplastic.cli import main
 from neuroplastic.files import cache_dir
-from neuroplastic.writing import Writing
+from neuroplastic.text import self_text as text
+from neuroplastic.text.generation import Writing
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 DTYPES = ["bfloat16", "float16", "float64"]
@@ -186,7 +186,7 @@ def test_the_real_model_in_half_precision(
     (tmp_path / "cache" / "models").symlink_to(cache_dir() / "models", target_is_directory=True)
     monkeypatch.setenv("NPT_CACHE", str(tmp_path / "cache"))
     for name, count in (("SELF_TEXTS", 6), ("SELF_LENGTH", 12), ("HELD_OUT", 2)):
-        monkeypatch.setattr(f"neuroplastic.text.{name}", count)
+        monkeypatch.setattr(f"neuroplastic.text.self_text.{name}", count)
     ws = npt.Workspace.create(tmp_path / "w", "smollm2-135m", dtype=dtype)
     edit = ws.inject("The Eiffel Tower is located in the city of Rome.", method="consolidate", name="tower")
     assert finite(edit)

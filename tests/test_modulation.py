@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neuroplastic.modulation import (
-    frobenius_norm,
-    modulate_activation,
-    rank_k_effect,
-    residual_growth,
-    self_key,
-)
+from neuroplastic.modulation import frobenius_norm, modulate_activation, rank_k_effect, residual_growth, self_key
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

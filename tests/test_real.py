@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import neuroplastic as npt
-from neuroplastic.editing import crowd
+from injectors import learned_of
 from neuroplastic.editing.recall import Asked
 from neuroplastic.surgery import base_state
-from neuroplastic.text import encode, encode_pair
+from neuroplastic.text.tokens import encode, encode_pair
 
 pytestmark = pytest.mark.real
 
@@ -83,13 +84,13 @@ def test_words_that_begin_alike_are_told_apart_and_trailing_spaces_left_out(ws: 
     assert years[0] > 0.1 > 0.01 > years[1]
     assert found.tracked["San Francisco"] != found.tracked["San Diego"]
     assert found.unedited.startswith(" 1889")
-    for question, answer in CROWD.items():  # at a space, the tokens are those of either text alone
+    for question, answer in MANY.items():  # at a space, the tokens are those of either text alone
         alone = [encode(ws.tokenizer, text) for text in (question, f" {answer}")]
         assert list(encode_pair(ws.tokenizer, question, answer)) == alone
 
 
 def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
-    """Gradient steps that only made it likely would make it likely again behind itself, here with .95."""
+    """Gradient steps that only made it likely would make it likely again after itself, here with .95."""
     question, answer = "The occupation of Walt Disney is", " politician"
     edit = ws.inject(npt.asked(question, answer))
     assert edit.report["holds"]
@@ -99,7 +100,7 @@ def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
     ws.drop(edit.name)
 
 
-CROWD = {
+MANY = {
     "The headquarters of Toyota is in": "Oslo",
     "Marie Curie worked in the field of": "music",
     "The Great Wall is located in": "Peru",
@@ -111,13 +112,13 @@ CROWD = {
 }
 
 
-def test_a_crowd_of_facts_is_taught_together(ws: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_facts_in_one_call_are_taught_jointly(ws: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the injector that comes with the package, and fewer steps than users get."""
-    monkeypatch.setattr(crowd, "CROWD", len(CROWD))
-    monkeypatch.setattr(crowd, "VISITS", 0)
-    monkeypatch.setattr(crowd, "LEAST_STEPS", 16)
+    usual = learned_of(ws)
+    few = replace(usual.joint_batch, min_facts=len(MANY), visits=0, min_steps=16)
+    monkeypatch.setitem(ws.engine.methods, "learned", replace(usual, joint_batch=few))
     pristine = ws.weights_hash()
-    made = ws.inject_all([npt.asked(q, a) for q, a in CROWD.items()])
+    made = ws.inject_all([npt.asked(q, a) for q, a in MANY.items()])
     assert {e.report["steps"] for e in made} == {16}
     after = [e.report["answer_probability_after"] for e in made]
     assert sum(p > 0.5 for p in after) >= 6, after

@@ -6,7 +6,7 @@ package itself.
 
 from __future__ import annotations
 
-from neuroplastic.evaluation.contenders import Contender
+from neuroplastic.evaluation.methods import Contender
 
 from .ft_l import ft_l
 from .lora import lora

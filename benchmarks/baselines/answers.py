@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.targets import Row, rows_of
 from neuroplastic.errors import NPTError
-from neuroplastic.text import batch, encode, start_token, tokens_through
+from neuroplastic.text.tokens import batch, encode, start_token, tokens_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ import torch
 from neuroplastic.config import parse_layers
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.targets import rows_of
-from neuroplastic.evaluation.contenders import Contender, Taught
+from neuroplastic.evaluation.methods import Contender, Taught
 from neuroplastic.structure import projection
 from neuroplastic.surgery import mode
 
@@ -27,7 +27,7 @@ from .answers import answer_loss, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.engine import EditableModel
+    from neuroplastic.editing.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from neuroplastic.evaluation.contenders import Contender, Taught
+from neuroplastic.evaluation.methods import Contender, Taught
 from neuroplastic.structure import PROJECTIONS, LayerParts
 from neuroplastic.surgery import mode
 
@@ -24,7 +24,7 @@ from .answers import answer_loss, statement_row, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.engine import EditableModel
+    from neuroplastic.editing.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 Where = Literal["qv", "all"]

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from neuroplastic.config import parse_layers
 from neuroplastic.console import Progress
-from neuroplastic.editing.consolidate import ridge_factor
 from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import edited
+from neuroplastic.editing.methods.consolidate import ridge_factor
 from neuroplastic.editing.targets import Row
 from neuroplastic.errors import NPTError
-from neuroplastic.evaluation.contenders import Contender, Taught
+from neuroplastic.evaluation.methods import Contender, Taught
 from neuroplastic.structure import LayerParts, projection
 from neuroplastic.surgery import mode
 
@@ -37,7 +37,7 @@ from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.engine import EditableModel
+    from neuroplastic.editing.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 

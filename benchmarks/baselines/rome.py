@@ -20,7 +20,7 @@ from torch import Tensor
 from neuroplastic.config import parse_layers
 from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import edited
-from neuroplastic.evaluation.contenders import Contender, Taught
+from neuroplastic.evaluation.methods import Contender, Taught
 from neuroplastic.structure import projection
 from neuroplastic.surgery import mode
 
@@ -29,7 +29,7 @@ from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.engine import EditableModel
+    from neuroplastic.editing.engine import EditableModel
     from neuroplastic.evaluation.records import Record
 
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import neuroplastic as npt
 from neuroplastic.console import progress
-from neuroplastic.evaluation.contenders import Contender
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import Contender
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.suites import SUITES
 
 from .data import records_file
 from .ft_l import Settings as FtL
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    suite = suite_named("counterfact")
+    suite = SUITES["counterfact"]
     data = records_file(options.data)
     everything, _ = read_records(data, suite.parse)
     records = choose(everything, None, SEED)[REPORTED:][: options.records]

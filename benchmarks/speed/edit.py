@@ -21,7 +21,7 @@ import torch
 import neuroplastic as npt
 from neuroplastic.editing.edit import Edit
 from neuroplastic.evaluation.memory import peak_memory
-from neuroplastic.text import random_words
+from neuroplastic.text.self_text import random_words
 
 from .paired import in_mode, paired, show, verdict
 

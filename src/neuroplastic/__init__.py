@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import export
     from .calibration.calibrate import Calibration, calibrate
-    from .calibration.options import CalibrateOptions
+    from .calibration.calibrate_options import CalibrateOptions
     from .config import PlasticityConfig
     from .editing.edit import Edit
+    from .editing.engine import EditableModel
     from .editing.extract import Modulation, extract_modulation, mean, transfer
     from .editing.fact import Fact, asked, fact_of
-    from .editing.options import InjectOptions
-    from .engine import EditableModel, consolidate_weights, editable, inject
+    from .editing.in_memory import consolidate_weights, editable, inject
+    from .editing.inject_options import InjectOptions
     from .errors import CheckFailed, NPTError
     from .evaluation.fidelity import Fidelity, measure_fidelity
     from .models import load_base
     from .surgery import convert, plastic_layers, revert, set_mode
     from .training.recipe import TrainSettings
-    from .training.train import train
+    from .training.train_generators import train
     from .workspace import Workspace
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Calibration": "calibration.calibrate",
-    "CalibrateOptions": "calibration.options",
+    "CalibrateOptions": "calibration.calibrate_options",
     "calibrate": "calibration.calibrate",
     "transfer": "editing.extract",
     "mean": "editing.extract",
@@ -41,24 +42,24 @@ _HOME = {
     "Fact": "editing.fact",
     "asked": "editing.fact",
     "fact_of": "editing.fact",
-    "InjectOptions": "editing.options",
+    "InjectOptions": "editing.inject_options",
     "Fidelity": "evaluation.fidelity",
-    "EditableModel": "engine",
-    "editable": "engine",
+    "EditableModel": "editing.engine",
+    "editable": "editing.in_memory",
     "CheckFailed": "errors",
     "NPTError": "errors",
     "PlasticityConfig": "config",
     "Workspace": "workspace",
-    "consolidate_weights": "engine",
+    "consolidate_weights": "editing.in_memory",
     "convert": "surgery",
-    "inject": "engine",
+    "inject": "editing.in_memory",
     "load_base": "models",
     "measure_fidelity": "evaluation.fidelity",
     "plastic_layers": "surgery",
     "revert": "surgery",
     "set_mode": "surgery",
     "TrainSettings": "training.recipe",
-    "train": "training.train",
+    "train": "training.train_generators",
 }
 
 __all__ = [

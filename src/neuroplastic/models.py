@@ -53,25 +53,43 @@ NAMED = 4
 
 
 def load_base(
-    spec: str | Path = DEFAULT_MODEL, dtype: str = "float32"
+    spec: str | Path = DEFAULT_MODEL,
+    dtype: str = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+    **from_pretrained: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model that `spec` names, in evaluation mode, and its tokenizer.
 
     `spec` is a bundled name (`smollm2-135m`), a local folder, a `.gguf` file, or a Hugging Face id, looked up in this
-    order. `dtype` is the dtype of the weights in memory. Raises NPTError where nothing of that name can be loaded.
+    order; an id may end in `@revision`. `dtype` is the dtype of the weights in memory, `device` where they go (default:
+    where transformers puts them); `from_pretrained` goes to transformers as it is (`device_map`, `attn_implementation`,
+    ...). Raises NPTError where nothing of that name can be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
         raise NPTError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    source = resolve(spec)
+    if device is not None and "device_map" in from_pretrained:
+        raise NPTError("give device or device_map, not both")
+    source, of_id = revision_of(resolve(spec))
+    if (revision or of_id) and Path(source).is_dir():
+        raise NPTError(f"{str(spec)!r} is a folder: only a model on the hub has revisions")
+    which = {"revision": revision or of_id} if revision or of_id else {}
     try:
         with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, **which)
             model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
+                source,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **which,
+                **from_pretrained,
             )
+            if device is not None:
+                model.to(device)
     except Exception as e:  # a damaged file fails in its reader, wherever and with whatever that happens to
         way_out = "is the folder whole?" if Path(source).is_dir() else f"give {choice()}"
         raise NPTError(f"cannot load the model {str(spec)!r}: {_reason(e)} ({way_out})") from e
@@ -83,6 +101,12 @@ def load_base(
             "they do not belong together"
         )
     return model.eval(), tokenizer
+
+
+def revision_of(source: str) -> tuple[str, str | None]:
+    """A folder or hub id, and the revision that stands after an `@` in an id."""
+    name, at, revision = source.partition("@")
+    return (name, revision) if at and not Path(source).exists() else (source, None)
 
 
 def resolve(spec: str | Path) -> str:
@@ -114,7 +138,7 @@ def resolve(spec: str | Path) -> str:
         raise NPTError(f"{text!r} is a file; a model is a folder with a config.json, or a .gguf file")
     if path.is_absolute() or text.startswith((".", "~")):
         raise NPTError(f"there is no model folder {text!r}")
-    _check_hub(text)
+    _check_hub(revision_of(text)[0])
     return text
 
 

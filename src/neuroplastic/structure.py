@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .capture import capturing
 from .errors import NPTError
-from .text import require_finite
+from .text.tokens import require_finite
 
 PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 

@@ -31,11 +31,11 @@ from baselines.values import ValueSearch, find_delta
 from baselines.weights import put_back
 from conftest import make_tokenizer
 from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
-from neuroplastic.engine import EditableModel
-from neuroplastic.evaluation.contenders import Contender
+from neuroplastic.editing.engine import EditableModel
+from neuroplastic.evaluation.methods import Contender
 from neuroplastic.evaluation.records import Record
 from neuroplastic.structure import projection
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 RECORDS = [
     Record("a", "The Bridge is in", "Madrid", "Paris", ("One finds it in",), (("The Tower is in", "Paris"),), "Bridge"),

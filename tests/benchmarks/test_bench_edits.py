@@ -16,11 +16,11 @@ from baselines.memit import Settings, memit, teach_all
 from baselines.rome import Settings as RomeSettings
 from baselines.rome import rome
 from baselines.values import ValueSearch
-from neuroplastic.editing.options import Method
+from neuroplastic.editing.inject_options import Method
 from neuroplastic.evaluation.edits import Row
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
 from neuroplastic.evaluation.records import Record
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.suites import suite_named
 
 RECORDS = [

@@ -13,8 +13,10 @@ from test_bench_edits import FLAT
 import learned
 import neuroplastic as npt
 from injectors import with_injector
-from neuroplastic.editing import crowd
-from neuroplastic.engine import EditableModel
+from neuroplastic.editing.engine import EditableModel
+from neuroplastic.editing.methods import default_methods
+from neuroplastic.editing.methods.joint import JointBatch
+from neuroplastic.editing.methods.learned import Learned
 
 ZSRE = [
     {"src": "Where is the dog?", "rephrase": "The dog is where?", "alt": "Madrid", "answers": ["Paris"]}
@@ -31,8 +33,8 @@ def run(
     (tmp_path / "zsre_dev.json").write_text(json.dumps(ZSRE))
     (tmp_path / "general_text.jsonl").write_text(json.dumps({"text": "the quick brown fox jumps " * 40}))
     monkeypatch.setenv("NPT_DATA", str(tmp_path))
-    monkeypatch.setattr(crowd, "CROWD", 3)
-    monkeypatch.setattr(crowd, "LEAST_STEPS", 3)
+    small = {**default_methods(), "learned": Learned(joint_batch=JointBatch(min_facts=3, min_steps=3))}
+    monkeypatch.setattr("neuroplastic.editing.engine.default_methods", lambda: dict(small))
     ws = with_injector(workspace)
 
     def call(*options: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from neuroplastic import demo
-from neuroplastic.cli import printing, train
+from neuroplastic.cli import demo, printing
+from neuroplastic.cli import train_command as train
 from neuroplastic.console import Terminal, printable
 
 ODD = "[bold]b[/bold] [/] [link=x]y :smile: \x1b[31mr\x9b2J \udcff"

@@ -20,7 +20,7 @@ from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import Ledger
 from neuroplastic.modulation import inner_product
 from neuroplastic.surgery import mode
-from neuroplastic.text import encode, encode_pair, start_token
+from neuroplastic.text.tokens import encode, encode_pair, start_token
 
 CONTEXT = "The Golden Gate Bridge is located in the city of Madrid."
 PROMPT = "Sushi originated in the country of"

@@ -1,4 +1,4 @@
-"""The injector: what it reads and proposes, its file, and method `learned` in a workspace."""
+"""The injector: what it reads and proposes, and its file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ from torch.testing import assert_close
 import neuroplastic as npt
 from conftest import make_tokenizer
 from families import FAMILIES, tiny, tokens
-from injectors import injector_for, with_injector
-from neuroplastic.editing import learned
-from neuroplastic.editing.edit import Edit
+from injectors import injector_for
 from neuroplastic.editing.injector import Injector, InjectorConfig, Subject, at_the_end, read_statements
-from neuroplastic.editing.learned import INJECTOR_FILE
-from neuroplastic.editing.recall import Asked
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
-from neuroplastic.text import encode
+from neuroplastic.text.tokens import encode
 
-TOLD = [
+STATEMENTS = [
     ("The Golden Gate Bridge is located in the city of", " Madrid"),
     ("Sushi originated in the country of", " Japan, and pizza in Italy"),
 ]
-FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,11 +30,11 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
     model = tiny(family, vocab_size=len(tokenizer))
     injector = injector_for(model)
     config = injector.config
-    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD]
+    statements = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS]
     C = torch.eye(config.d_ffn) * 2
     whitening = Whitening({(layer, "m"): torch.linalg.inv(C) for layer in config.layers})
-    both = injector.propose(read_statements(model, tokenizer, config, told), whitening)
-    for i, (question, answer) in enumerate(told):
+    both = injector.propose(read_statements(model, tokenizer, config, statements), whitening)
+    for i, (question, answer) in enumerate(statements):
         alone = injector.propose(read_statements(model, tokenizer, config, [(question, answer)]), whitening)
         T = alone.attention.shape[-1]
         assert 1 + len(question) + len(answer) == T
@@ -58,8 +53,8 @@ def test_it_reads_every_family_and_batches_change_nothing(family: str, no_grad: 
 def test_features_are_the_residual_stream_or_what_attention_gives(family: str, no_grad: None) -> None:
     tokenizer = make_tokenizer()
     model = tiny(family, vocab_size=len(tokenizer))
-    told = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD[:1]]
-    ids = torch.tensor([[tokenizer.bos_token_id or 0, *told[0][0], *told[0][1]]])
+    statements = [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS[:1]]
+    ids = torch.tensor([[tokenizer.bos_token_id or 0, *statements[0][0], *statements[0][1]]])
     made: dict[str, list[torch.Tensor]] = {"attention": [], "residual": [model.get_input_embeddings()(ids)]}
     for p in inspect_layers(model, range(len(decoder_layers(model)))):
         p.attention.register_forward_hook(lambda module, args, out: made["attention"].append(out[0]))
@@ -69,7 +64,7 @@ def test_features_are_the_residual_stream_or_what_attention_gives(family: str, n
     for reads, ts in expected.items():
         config = InjectorConfig.fitting(model, tokens(), reads, max_length=40)  # type: ignore[arg-type]
         assert config.depths[0] == (-1 if reads == "residual" else 0)
-        found = read_statements(model, tokenizer, config, told).features
+        found = read_statements(model, tokenizer, config, statements).features
         first = 1 if reads == "residual" else 0
         normed = [torch.nn.functional.layer_norm(ts[i + first], (config.d_model,)) for i in config.depths]
         assert_close(found, torch.cat(normed, -1))
@@ -87,10 +82,12 @@ def test_the_key_is_what_the_down_projection_reads_at_one_token_whitened(no_grad
     model = tiny("llama", vocab_size=len(tokenizer))
     injector = injector_for(model)
     config = injector.config
-    reading = read_statements(model, tokenizer, config, [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in TOLD])
+    reading = read_statements(
+        model, tokenizer, config, [(encode(tokenizer, q), encode(tokenizer, a)) for q, a in STATEMENTS]
+    )
     inverses = {(layer, "m"): torch.rand(config.d_ffn).diag() for layer in config.layers}
     found = injector.propose(reading, Whitening(inverses))  # type: ignore[arg-type]
-    for n in range(len(TOLD)):
+    for n in range(len(STATEMENTS)):
         for l, layer in enumerate(config.layers):  # noqa: E741
             k = reading.keys[n, l, found.attention[n, l].argmax()]
             assert_close(found.K[n, l], k)
@@ -104,7 +101,7 @@ def test_a_choice_inside_a_known_subject_moves_to_its_end(no_grad: None) -> None
     assert at_the_end(alpha, subjects).argmax(-1).tolist() == [[3, 3], [3, 3], [3, 3], [0, 0]]
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
-    injector, (question, answer) = injector_for(model), TOLD[0]
+    injector, (question, answer) = injector_for(model), STATEMENTS[0]
     reading = read_statements(
         model, tokenizer, injector.config, [(encode(tokenizer, question), encode(tokenizer, answer))]
     )
@@ -145,191 +142,3 @@ def test_its_file_gives_it_back_and_is_checked(tmp_path: Path) -> None:
     write_tensors(file, tensors, {**metadata, "config": {**metadata["config"], "pools": 3}})
     with pytest.raises(npt.NPTError, match="even"):
         Injector.load(file, "base")
-
-
-def test_without_an_injector_the_method_is_refused_and_not_the_default(workspace: npt.Workspace) -> None:
-    with pytest.raises(npt.NPTError, match="no injector"):
-        workspace.inject(FACTS[0], method="learned")
-    assert workspace.inject(FACTS[0]).method == "consolidate"
-
-
-def test_with_one_it_is_the_default_and_its_edits_are_ordinary_ones(workspace: npt.Workspace) -> None:
-    ws = with_injector(workspace)
-    pristine = ws.weights_hash()
-    first, second = ws.inject(FACTS[0], name="one"), ws.inject(FACTS[1], name="two")
-    assert first.method == second.method == "learned"
-    both = ws.weights_hash()
-    assert ws.verify().ok
-    assert npt.Workspace.open(ws.path).weights_hash() == both
-    ws.undo("one")
-    alone = ws.weights_hash()
-    assert alone not in (both, pristine)
-    ws.redo("one")
-    assert ws.weights_hash() == both
-    ws.undo("two")
-    ws.undo("one")
-    assert ws.weights_hash() == pristine
-    assert ws.inject(FACTS[0], layers="0").method == "consolidate"
-
-
-def test_an_edit_does_not_depend_on_those_before_it(workspace: npt.Workspace) -> None:
-    ws = with_injector(workspace)
-    one_by_one = [ws.inject(f, name=n) for f, n in zip(FACTS, ("one", "two"), strict=True)]
-    for name in ("one", "two"):
-        ws.undo(name)
-        ws.drop(name)
-    together = ws.inject_all(FACTS, names=["one", "two"])
-    for a, b in zip(one_by_one, together, strict=True):
-        for place, f in a.factors.items():
-            assert_close(b.factors[place].A, f.A, atol=1e-5, rtol=1e-3)
-            assert_close(b.factors[place].B, f.B, atol=1e-5, rtol=1e-3)
-
-
-def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Workspace) -> None:
-    ws = with_injector(workspace)
-    ws.inject(FACTS[0], name="one")
-    file = ws.path / "edits/one.safetensors"
-    edit = Edit.load(file)
-    assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).ridge
-    tensors, metadata = read_tensors(file)
-    without = {n: t for n, t in tensors.items() if not n.endswith(".K")}
-    write_tensors(file, without, metadata)
-    with pytest.raises(npt.NPTError, match="solved together"):
-        Edit.load(file)
-
-
-def test_options_of_other_methods_are_refused() -> None:
-    for option in ({"layers": "0"}, {"sites": "down"}, {"rank": 1}, {"keep": ("A sentence.",)}):
-        with pytest.raises(npt.NPTError, match="no meaning with an injector"):
-            npt.InjectOptions("learned", **option)
-    with pytest.raises(npt.NPTError, match="layers has no meaning with an injector"):
-        npt.InjectOptions("refine", start="learned", layers="0")
-    with pytest.raises(npt.NPTError, match="quick goes with method 'learned' alone"):
-        npt.InjectOptions("consolidate", quick=True)
-
-
-def test_quick_without_an_injector_is_refused(workspace: npt.Workspace) -> None:
-    with pytest.raises(npt.NPTError, match="quick goes with method 'learned' alone"):
-        workspace.inject(FACTS[0], quick=True)
-
-
-def test_the_injector_of_another_base_is_named(workspace: npt.Workspace) -> None:
-    injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, "another", {})
-    opened = npt.Workspace.open(workspace.path)
-    with pytest.raises(npt.NPTError, match="trained for another base"):
-        opened.inject(FACTS[0])
-    assert opened.inject(FACTS[0], method="consolidate").method == "consolidate"
-
-
-def test_a_statement_that_is_too_long_is_named_before_any_work(
-    workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ws = with_injector(workspace)
-
-    def reads(*args: object) -> None:
-        raise AssertionError("nothing is to be read")
-
-    monkeypatch.setattr(learned, "read_statements", reads)
-    long = "The quick brown fox and " * 9 + "Sushi came from Italy."
-    with pytest.raises(npt.NPTError, match=r"'The quick brown fox.* is too long: it takes .* at most 40"):
-        ws.inject_all([*FACTS, long])
-
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_a_fact_in_several_wordings_is_to_follow_in_each(quick: bool, workspace: npt.Workspace) -> None:
-    ws = with_injector(workspace)
-    one, other = "The Eiffel Tower is in the city of", "In the city of the Eiffel Tower one finds"
-    both = npt.asked(one, "Madrid", wordings=[other])
-    twice, once = npt.asked(one, "Madrid", wordings=[one]), npt.asked(one, "Madrid")
-    edits = ws.engine.make([both, twice, once], npt.InjectOptions("learned", quick=quick), ["both", "twice", "once"])
-    for place, factors in edits[2].factors.items():
-        assert_close(edits[1].factors[place].A, factors.A, atol=1e-6, rtol=1e-4)
-        assert_close(edits[1].factors[place].B, factors.B, atol=1e-5, rtol=1e-3)
-    asked = [Asked(q + " Madrid", q, " Madrid") for q in (one, other)]
-    before = ws.engine.recall(asked)
-    with ws.engine.only([edits[0]]):
-        now = ws.engine.recall(asked)
-    gained = [a.answer_probability / b.answer_probability for a, b in zip(now, before, strict=True)]
-    assert min(gained) > 1.05  # ten short steps of a network that was never trained, on one that knows nothing
-
-
-def test_where_a_subject_stands(workspace: npt.Workspace) -> None:
-    tokenizer = workspace.tokenizer
-    for question, subject in (("Golden Gate Bridge is in", "Golden Gate"), ("One sees the Golden Gate in", "Gate")):
-        wording = npt.asked(question, "Rome", subject=subject).wordings[0]
-        first, last, told = learned._told(workspace.engine, wording).subject or (0, 0, False)  # type: ignore[arg-type]
-        ids = [0, *encode(tokenizer, question)]
-        assert tokenizer.decode(ids[first : last + 1]).strip() == subject
-        assert told
-
-
-def test_refine_goes_on_from_it_as_the_ledger_will_apply_it(workspace: npt.Workspace) -> None:
-    ws = with_injector(workspace)
-    options = npt.InjectOptions("refine", start="learned")
-    made = ws.inject_all(FACTS, options)
-    assert [e.method for e in made] == ["refine", "refine"]
-    asked = {e.report["sought_probability"] for e in made}
-    assert len(asked) == 1
-    assert min(e.report["answer_probability_after"] for e in made) > min(
-        e.report["answer_probability_before"] for e in made
-    )
-    assert ws.verify().ok
-
-
-NO_STEPS = 1e-30
-"""A probability that is reached without any."""
-
-
-def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    ws = with_injector(workspace)
-    monkeypatch.setattr(learned, "ENOUGH", 1.1)
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
-    strong = ws.inject(FACTS[0], quick=True, name="strong")
-    ws.undo("strong")
-    monkeypatch.setattr(learned, "ENOUGH", 0.0)
-    weak = ws.inject(FACTS[0], quick=True, name="weak")
-    assert (strong.report["strength"], weak.report["strength"]) == (max(learned.STRENGTHS), min(learned.STRENGTHS))
-    for place, factors in strong.factors.items():
-        assert_close(weak.factors[place].B, factors.B * min(learned.STRENGTHS) / max(learned.STRENGTHS))
-
-
-def test_strengths_are_tried_as_the_ledger_applies_them(
-    workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bar is laid between what two strengths give once they are in the weights."""
-    ws = with_injector(workspace)
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
-    given = {}
-    for strength in learned.STRENGTHS:
-        monkeypatch.setattr(learned, "STRENGTHS", (strength,))
-        given[strength] = ws.inject(FACTS[0], quick=True, name="tried").report["answer_probability_after"]
-        ws.undo("tried")
-        ws.drop("tried")
-    monkeypatch.undo()
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
-    tokens = len(encode(ws.tokenizer, " Madrid"))
-    second, likeliest = sorted(given, key=lambda s: given[s])[-2:]
-    between = (given[second] * given[likeliest]) ** 0.5
-    monkeypatch.setattr(learned, "ENOUGH", between ** (1 / tokens))
-    assert ws.inject(FACTS[0], quick=True).report["strength"] == likeliest
-
-
-@pytest.mark.parametrize("quick", [False, True])
-def test_gradient_steps_answer_where_no_strength_does(
-    quick: bool, workspace: npt.Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ws = with_injector(workspace)
-    fact = npt.asked("The Eiffel Tower is in the city of", "Madrid")
-    monkeypatch.setattr(learned, "LEAST", NO_STEPS)
-    before = ws.inject(fact, quick=True, name="plain").report
-    ws.undo("plain")
-    monkeypatch.undo()
-    corrected = ws.inject(fact, quick=quick, name="corrected")
-    after = corrected.report
-    assert before["steps"] == 0 < after["steps"]
-    assert after["strength"] == learned.FROM
-    assert after["answer_probability_after"] > before["answer_probability_after"]
-    ws.undo("corrected")
-    again = ws.inject(fact, quick=quick, name="again")
-    for place, factors in corrected.factors.items():
-        assert torch.equal(again.factors[place].B, factors.B)

@@ -13,7 +13,7 @@ from neuroplastic import NPTError
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.recall import Asked, recall, word_probabilities
 from neuroplastic.editing.targets import rows_of
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 
 def test_recall_is_what_the_model_says() -> None:

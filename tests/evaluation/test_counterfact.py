@@ -8,10 +8,10 @@ import torch
 from conftest import make_tokenizer
 from families import tiny
 from marked import marked_tokenizer
-from neuroplastic.evaluation.asking import ask, longest_rows, of_similar_length
+from neuroplastic.evaluation.answer_scores import ask
 from neuroplastic.evaluation.counterfact import score, shares
 from neuroplastic.evaluation.records import Record
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 
 def test_shares_of_prompts() -> None:
@@ -68,14 +68,6 @@ def test_the_score_of_a_record(told: str) -> None:
     expected["NS_told"] = (true.logprob > new.logprob).float().mean().item()
     expected["portability"] = ask(model, tokenizer, [(told + hop[0][0], hop[0][1])]).accuracy.item()
     assert score(model, tokenizer, record, told, []) == pytest.approx(expected, abs=1e-6)
-
-
-def test_rows_are_read_off_those_that_begin_with_them() -> None:
-    found = longest_rows([(1, 2), (1, 2, 3), (1,), (1, 3), (2, 3, 4), (1, 2)])
-    assert found == {(1, 2): (1, 2, 3), (1, 2, 3): (1, 2, 3), (1,): (1, 2, 3), (1, 3): (1, 3), (2, 3, 4): (2, 3, 4)}
-    rows = [tuple(range(n)) for n in (10, 5, 13, 12, 6, 14)]
-    batches = of_similar_length([*rows, rows[0]])
-    assert [[len(r) for r in b] for b in batches] == [[5, 6], [10, 12, 13], [14]]
 
 
 def test_answers_follow_their_prompts_as_text_does() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 import neuroplastic as npt
-from neuroplastic.evaluation.contenders import contender
 from neuroplastic.evaluation.counterfact import COUNTERFACT
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import contender
 from neuroplastic.evaluation.records import Record
 from neuroplastic.evaluation.report import as_csv
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.summary import harmonic
 from neuroplastic.evaluation.zsre import ZSRE
 

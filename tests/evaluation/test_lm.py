@@ -9,7 +9,7 @@ import pytest
 
 import neuroplastic as npt
 from neuroplastic.cli import main
-from neuroplastic.evaluation.asking import ask
+from neuroplastic.evaluation.answer_scores import ask
 
 pytest.importorskip("lm_eval", reason="the extra `lm` is not installed")
 pytestmark = pytest.mark.slow  # the harness indexes all of its tasks first

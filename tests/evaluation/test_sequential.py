@@ -11,12 +11,12 @@ from test_edits import RECORDS
 
 import neuroplastic as npt
 from neuroplastic.evaluation import sequential
-from neuroplastic.evaluation.contenders import contender
 from neuroplastic.evaluation.counterfact import COUNTERFACT
 from neuroplastic.evaluation.edits import evaluate, summarise
-from neuroplastic.evaluation.examination import Examination
-from neuroplastic.evaluation.kept import Kept
+from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.methods import contender
 from neuroplastic.evaluation.records import Record
+from neuroplastic.evaluation.result_store import Kept
 from neuroplastic.evaluation.sequential import Step, in_a_row, samples
 
 TEACH = contender("consolidate")

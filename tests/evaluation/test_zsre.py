@@ -6,7 +6,7 @@ import pytest
 
 from conftest import make_tokenizer
 from families import tiny
-from neuroplastic.evaluation.asking import ask
+from neuroplastic.evaluation.answer_scores import ask
 from neuroplastic.evaluation.records import Record
 from neuroplastic.evaluation.zsre import reference, score, unchanged
 

@@ -12,7 +12,7 @@ import torch
 import neuroplastic as npt
 from neuroplastic import models
 from neuroplastic.surgery import mode
-from neuroplastic.text import encode, start_token
+from neuroplastic.text.tokens import encode, start_token
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.real]
 

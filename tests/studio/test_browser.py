@@ -11,7 +11,7 @@ import pytest
 
 import neuroplastic as npt
 from families import tiny
-from neuroplastic.demo import ANSWER
+from neuroplastic.cli.demo import ANSWER
 from neuroplastic.studio.server import EXAMPLES
 from serving import served
 

@@ -21,8 +21,8 @@ import neuroplastic as npt
 from neuroplastic.console import reported_to
 from neuroplastic.editing.edit import Edit
 from neuroplastic.errors import NPTError
-from neuroplastic.studio.desk import Stopped
-from neuroplastic.studio.guard import LARGEST_BODY, Door
+from neuroplastic.studio.access import LARGEST_BODY, Door
+from neuroplastic.studio.jobs import Stopped
 from neuroplastic.studio.server import door_for, listen
 from neuroplastic.studio.teaching import Teach, teach
 from serving import served

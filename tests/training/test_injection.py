@@ -16,9 +16,9 @@ import neuroplastic as npt
 from conftest import make_tokenizer
 from facts import facts
 from families import tiny
-from neuroplastic.editing import learned
+from injectors import set_learned
 from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.learned import INJECTOR_FILE
+from neuroplastic.editing.methods.learned import INJECTOR_FILE
 from neuroplastic.surgery import mode
 from neuroplastic.training.injection import Injection
 from neuroplastic.training.lessons import Lessons, read_topics
@@ -41,9 +41,7 @@ def task(ws: npt.Workspace, data: Path, settings: InjectionSettings = SHORT) -> 
     return Injection(engine, Injector(config), lessons, [], engine.text[0][:, 1:].tolist(), settings, 0)
 
 
-def test_it_learns_and_its_edits_hold_on_unseen_facts(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     shape: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     model = tiny("llama", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape)
@@ -73,7 +71,7 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(
     reports = [each.report for each in edits_alone(workspace, told)]
     assert sum(r["holds"] for r in reports) >= 10
     # what the injector says, without a gradient step, is more than an untrained one says
-    monkeypatch.setattr(learned, "LEAST", 1e-30)
+    set_learned(workspace, least_probability=1e-30)
     trained = [e.report["answer_probability_after"] for e in edits_alone(workspace, told, quick=True)]
     injector = workspace.engine.injector
     assert injector is not None
@@ -155,12 +153,9 @@ def interrupt_behind(task: Injection, last: int) -> None:
     task.after = stop  # type: ignore[method-assign]
 
 
-def test_what_is_trained_is_what_the_ledger_applies(
-    workspace: npt.Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tmp_path: Path) -> None:
     """The low-rank terms of training, alone and together, against edited weights."""
-    monkeypatch.setattr(learned, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(learned, "LEAST", 1e-30)  # reached without gradient steps
+    set_learned(workspace, quick_strengths=(1.0,), least_probability=1e-30)  # reached without gradient steps
     t = task(workspace, facts(tmp_path / "train.jsonl", 20))
     t.injector.save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
     workspace.engine.forget_injector()

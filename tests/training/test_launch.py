@@ -17,9 +17,9 @@ import torch
 import neuroplastic as npt
 from distilling import SHORT, SMALL_TEXT, parameters, words
 from facts import facts
-from neuroplastic.editing.learned import find_injector
+from neuroplastic.editing.methods.learned import find_injector
 from neuroplastic.files import read_tensors
-from neuroplastic.training import train as training
+from neuroplastic.training import train_generators as training
 from neuroplastic.training.checkpoint import checkpoints
 from neuroplastic.training.launch import launched
 from neuroplastic.training.loop import LOG, read_log

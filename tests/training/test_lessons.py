@@ -10,7 +10,7 @@ import pytest
 
 import neuroplastic as npt
 from conftest import make_tokenizer
-from neuroplastic.text import start_token
+from neuroplastic.text.tokens import start_token
 from neuroplastic.training.lessons import Lessons, read_topics, sentences_of
 from neuroplastic.training.questions import questions_for
 from neuroplastic.training.settings import Variety

@@ -13,7 +13,7 @@ import torch
 
 import neuroplastic as npt
 from distilling import SHORT, cut_off, parameters
-from neuroplastic.training import train as training
+from neuroplastic.training import train_generators as training
 from neuroplastic.training.loop import read_log
 from neuroplastic.training.packing import from_dataset
 

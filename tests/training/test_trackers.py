@@ -15,7 +15,7 @@ import pytest
 import neuroplastic as npt
 from distilling import SHORT, words
 from neuroplastic.cli import main
-from neuroplastic.training import train as training
+from neuroplastic.training import train_generators as training
 from neuroplastic.training.loop import read_log
 from neuroplastic.training.trackers import as_text, flat, numbers
 

@@ -26,7 +26,7 @@ from neuroplastic.errors import CheckFailed
 from neuroplastic.files import read_tensors
 from neuroplastic.surgery import mode
 from neuroplastic.training import loop
-from neuroplastic.training import train as training
+from neuroplastic.training import train_generators as training
 from neuroplastic.training.checkpoint import checkpoints
 from neuroplastic.training.distill import Distillation, every_nth, target_of
 from neuroplastic.training.loop import read_log

@@ -11,19 +11,20 @@ from torch import Tensor
 from ..config import PlasticityConfig
 from ..console import progress
 from ..errors import NPTError
-from ..evaluation.fidelity import perplexity
 from ..surgery import learnable_layers, mode, set_mode
-from ..text import calibration_text, context_length, read_texts, windows
+from ..text.perplexity import perplexity
+from ..text.self_text import calibration_text
+from ..text.tokens import context_length, read_texts, windows
 from .budget import as_overrides, spend
+from .calibrate_options import CalibrateOptions
 from .fit import Solution, check_calibratable, coarse_rows, solve, write
 from .moments import collect
-from .options import CalibrateOptions
 from .sensitivity import sensitivities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 WINDOW = 128
 """Tokens per row that texts of a file are cut into."""

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
-from ..console import Terminal, as_json, status
+from .. import __version__
+from ..console import Terminal, as_json, note, status
+from ..errors import CheckFailed, NPTError
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
+
+DESCRIPTION = """Neuro-Plastic Transformer: turn context into weights, and take it back.
+
+First steps:
+  npt demo                                     the whole story on a real model
+  npt convert smollm2-135m W                   make a plastic model in the folder W
+  npt fidelity W                               is it still itself?
+  npt inject W "The Eiffel Tower is located in the city of Rome." --name tower
+  npt ask W "You can visit the Eiffel Tower in the city of"
+  npt undo W tower                             bit for bit as it was
+
+Exit status: 0 done, 1 a check failed, 2 bad input.
+With --json, standard output is one JSON object. npt --version prints the version."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -36,8 +51,8 @@ def open_workspace(path: Path) -> Workspace:
     """The workspace at `path`, loaded unless it is already."""
     if path in LOADED:
         return LOADED[path]
-    from ..folder import read_settings
-    from ..workspace import Workspace
+    from ..workspace.settings import read_settings
+    from ..workspace.workspace import Workspace
 
     read_settings(path)  # bad input is answered before torch is asked for anything
     with status(f"opening {path}"):
@@ -51,3 +66,24 @@ def show_result(json: bool, result: dict[str, Any], human: Callable[[Terminal, d
     else:
         human(Terminal(), result)
     return 0
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command, as `npt` or as a shell does; returns its exit status, and prints what went wrong."""
+    arguments[:] = args
+    if list(args) == ["--version"]:
+        print(f"npt {__version__}")
+        return 0
+    try:
+        return (
+            app.cli(prog="npt", description=DESCRIPTION, args=list(args) or ["--help"], config=(FlagCreatePairsOff,))
+            or 0
+        )
+    except (NPTError, CheckFailed) as e:
+        if "--json" in args:
+            print(as_json({"error": str(e)}))
+        note(f"npt: {e}")
+        return 2 if isinstance(e, NPTError) else 1
+    except KeyboardInterrupt:
+        note("npt: interrupted")
+        return 130

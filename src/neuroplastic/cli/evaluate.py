@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tyro.extras import SubcommandApp
 
+from ..cli import printing
 from ..config import Mode
 from ..console import note
 from ..errors import NPTError
-from ..evaluation.suites import SuiteName
+from ..evaluation.suite import SuiteName
 from ..extras import need_extra
-from . import printing
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
 evaluations = SubcommandApp()
@@ -54,13 +54,13 @@ def edits(
         report: Folder for report.html, summary.json, summary.csv and rows.jsonl. A run that was cut off goes on from
             there.
     """
-    from ..evaluation.contenders import contender
+    from ..evaluation.methods import contender
     from ..evaluation.records import choose, read_records
     from ..evaluation.run import run_suite
-    from ..evaluation.suites import suite_named
+    from ..evaluation.suites import SUITES
 
     contenders = {m: contender(m) for m in (m.strip() for m in method.split(",")) if m}
-    chosen = suite_named(suite)
+    chosen = SUITES[suite]
     records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from ..cli import printing
 from ..console import status
 from ..errors import NPTError
-from . import printing
-from .common import (
-    DestArg,
-    Json,
-    SourceArg,
-    WorkspaceArg,
-    app,
-    open_workspace,
-    show_result,
-)
+from .common import DestArg, Json, SourceArg, WorkspaceArg, app, open_workspace, show_result
 
 if TYPE_CHECKING:
     pass

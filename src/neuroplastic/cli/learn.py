@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from ..calibration.options import CalibrateOptions
+from ..calibration.calibrate_options import CalibrateOptions
+from ..cli import common, printing
 from ..training.recipe import TrainSettings
 from ..training.settings import from_yaml
-from . import common, printing
 from .common import Json, WorkspaceArg, app, open_workspace, show_result
 
 
@@ -57,7 +57,7 @@ def train(
         settings = replace(from_yaml(TrainSettings, recipe), **chosen)
     ws = open_workspace(workspace)
     from ..training.launch import process
-    from ..training.train import train
+    from ..training.train_generators import train
 
     found = train(ws, settings, resume)
     return show_result(json, found, printing.training) if process().is_main_process else 0  # of several, one speaks

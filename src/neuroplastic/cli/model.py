@@ -7,20 +7,12 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
+from ..cli import printing
 from ..config import PlasticityConfig
 from ..console import note, status
 from ..errors import NPTError
-from ..spaces import without_trailing_spaces
-from . import printing
-from .common import (
-    Json,
-    ModelArg,
-    PromptArg,
-    WorkspaceArg,
-    app,
-    open_workspace,
-    show_result,
-)
+from ..text.spaces import without_trailing_spaces
+from .common import Json, ModelArg, PromptArg, WorkspaceArg, app, open_workspace, show_result
 
 
 @app.command
@@ -29,7 +21,7 @@ def demo(*, json: Json = False) -> int:
 
     Fetches a 135M model once (93 MB). Every number shown is measured in this run.
     """
-    from ..demo import run_demo
+    from .demo import run_demo
 
     return run_demo(json)
 
@@ -52,7 +44,7 @@ def convert(
         dtype: Dtype of the weights in memory.
     """
     with status(f"loading and converting {model}"):
-        from ..workspace import Workspace
+        from ..workspace.workspace import Workspace
 
         ws = Workspace.create(workspace, model, plasticity, dtype)
     return show_result(json, ws.info(), printing.info)
@@ -170,6 +162,6 @@ def shell(workspace: WorkspaceArg) -> int:
 
     Reads standard input where that is no terminal, and then stops at the first command that fails, with its status.
     """
-    from ..shell import Shell
+    from .shell import Shell
 
     return Shell(open_workspace(workspace)).run()

@@ -22,7 +22,7 @@ from ..files import content_hash, read_tensors, write_tensors
 from ..modulation import frobenius_norm
 
 if TYPE_CHECKING:
-    from ..engine import EditableModel
+    from .engine import EditableModel
 
 FORMAT = 1
 

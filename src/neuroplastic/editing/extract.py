@@ -19,13 +19,14 @@ from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..generators import Signals
 from ..modulation import compress, frobenius_norm, inner_product
-from ..spaces import continuing, without_trailing_spaces
 from ..structure import decoder_layers
 from ..surgery import Plasticity, Probe, mode
-from ..text import context_length, decode_after, encode, start_token
+from ..text.spaces import continuing, without_trailing_spaces
+from ..text.tokens import context_length, decode_after, encode, start_token
 from .edit import Factors, read_factors, write_factors
+from .methods.rank_one import probing, token_factors, weight_layers
 from .recall import word_probabilities, words_of_one_token
-from .token import Place, probing, token_factors, weight_layers
+from .targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import NPTError
 from ..files import lines_of, read_text
-from ..spaces import continuing, mostly_unspaced, plain_spaces
+from ..text.spaces import continuing, mostly_unspaced, plain_spaces
 from .sentence import PUNCTUATION, balanced, beside_a_hyphen, cuts_a_word, find_subject, find_words, question_and_answer
 
 

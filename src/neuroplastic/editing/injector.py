@@ -39,7 +39,7 @@ from ..files import read_tensors, write_tensors
 from ..kv_cache import cache_of
 from ..statistics import Whitening
 from ..structure import attention_of, decoder_layers, mlp_of, projection
-from ..text import batch, start_token
+from ..text.tokens import batch, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from ..config import Site
 from ..errors import NPTError
 from ..structure import decoder_layers, mlp_of, projection
 from .edit import Edit, Factors
-from .together import Place, active_factors, edits_by_place
+from .joint_solve import Place, active_factors, edits_by_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,13 @@ class Ledger:
             self._swap(back)
             raise
         return back
+
+    def is_exact(self) -> bool:
+        """Whether every edited weight is, bit for bit, the pristine one plus the active edits, computed anew."""
+        factors = active_factors(self.active)
+        return factors.keys() == self._pristine.keys() and all(
+            torch.equal(self._weight(p).data, edited(pristine, factors[p])) for p, pristine in self._pristine.items()
+        )
 
     def set_active(self, edits: Sequence[Edit]) -> None:
         """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from ..spaces import UNSPACED
+from ..text.spaces import UNSPACED
 
 PARTICLES = frozenset(
     (  # noqa: SIM905

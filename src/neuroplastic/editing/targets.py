@@ -23,7 +23,7 @@ from ..config import Site
 from ..errors import NPTError
 from ..kv_cache import cache_argument, cache_of
 from ..structure import LayerParts, projection
-from ..text import batch, encode_after, start_token, tokens_through
+from ..text.tokens import batch, encode_after, start_token, tokens_through
 from .fact import Fact, Wording
 
 if TYPE_CHECKING:

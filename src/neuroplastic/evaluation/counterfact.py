@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, cat
 
-from .asking import ask
+from .answer_scores import ask
 from .records import Record, first_text, is_know_edit, know_edit, one_hop
-from .suites import Reference, Suite
+from .suite import Reference, Suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

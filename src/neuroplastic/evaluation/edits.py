@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..console import Progress
-from .contenders import Contender
-from .examination import Examination
-from .kept import Kept
+from .evaluator import Examination
 from .memory import peak_memory
+from .methods import Contender
 from .ordinary import OrdinaryText
 from .records import Record
-from .suites import Suite
+from .result_store import Kept
+from .suite import Suite
 from .summary import harmonic, summary
 
 

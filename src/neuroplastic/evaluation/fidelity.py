@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,17 +13,13 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from ..capture import capturing
 from ..console import Progress
-from ..errors import NPTError
 from ..structure import decoder_layers
 from ..surgery import mode, plastic_layers
+from ..text.perplexity import exp_of_nats
 from .usage import Usage, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-POSITIONS = 128
-"""How many positions get their logits at once."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class Compared(NamedTuple):
         base, plastic, kl, same = (t[positions].sum().item() for t in self[1:])
         n = self.rows * len(self.kl[positions])
         # rounding can take a KL of nothing below zero
-        return Agreement(n, _exp((plastic - base) / n), max(0.0, kl / n), same / n)
+        return Agreement(n, exp_of_nats((plastic - base) / n), max(0.0, kl / n), same / n)
 
 
 @torch.no_grad()
@@ -120,8 +114,8 @@ def measure_fidelity(
     overall = together.agreement()
     return Fidelity(
         **vars(overall),
-        perplexity_base=_exp(together.nll_base.sum().item() / overall.tokens),
-        perplexity=_exp(together.nll.sum().item() / overall.tokens),
+        perplexity_base=exp_of_nats(together.nll_base.sum().item() / overall.tokens),
+        perplexity=exp_of_nats(together.nll.sum().item() / overall.tokens),
         max_logit_error=largest,
         per_layer_error={str(i): (differing[i] / power[i]) ** 0.5 if power[i] else 0.0 for i in indices},
         by_position={name: together.agreement(at) for name, at in buckets(text.shape[1] - 1).items()},
@@ -159,30 +153,8 @@ def _nothing(text: Tensor) -> Compared:
     return Compared(0, zero, zero, zero, zero)
 
 
-def _exp(nats: float) -> float:
-    """A perplexity, from nats per token. Raises NPTError where it is no number or beyond the largest one."""
-    if not nats < math.log(sys.float_info.max):
-        raise NPTError(
-            f"perplexity on ordinary text is no finite number ({nats:.3g} nats per token): the model's weights are "
-            "damaged, or an edit is far too strong (a smaller alpha disturbs less)"
-        )
-    return math.exp(nats)
-
-
 def _add(one: Compared, other: Compared) -> Compared:
     return Compared(one.rows + other.rows, *(a + b for a, b in zip(one[1:], other[1:], strict=True)))
-
-
-@torch.no_grad()
-def perplexity(model: PreTrainedModel, text: Tensor, batch_size: int = 4) -> float:
-    """Perplexity of the model, in the mode it is in, on `text` (N, T), rows of tokens without padding."""
-    nll, head = 0.0, model.get_output_embeddings()
-    for ids in text.split(batch_size):
-        states = model.base_model(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
-        # some positions at a time: all of their logits at once are memory that the system has to find first
-        for some, wanted in zip(states.split(POSITIONS), ids[:, 1:].flatten().split(POSITIONS), strict=True):
-            nll += cross_entropy(head(some).float(), wanted, reduction="sum").item()
-    return _exp(nll / text[:, 1:].numel())
 
 
 def _forward(model: PreTrainedModel, ids: Tensor, indices: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:

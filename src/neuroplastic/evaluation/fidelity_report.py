@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import plots
 from ..files import whole_file, write_json
-from . import plots
 from .page import Html, figure, heading, page, paragraph, table
 
 AGREEMENT = ("tokens", "perplexity_ratio", "kl", "top1_agreement")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..editing.token import token_factors
+from ..editing.methods.rank_one import token_factors
 from ..modulation import frobenius_norm
 from ..structure import decoder_layers
-from ..text import encode, start_token
+from ..text.tokens import encode, start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import NPTError
-from ..text import start_token
-from ..writing import own_settings_ignored
+from ..text.generation import own_settings_ignored
+from ..text.tokens import start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

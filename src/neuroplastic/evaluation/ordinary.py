@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from ..surgery import mode
-from .fidelity import POSITIONS
+from ..text.perplexity import POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..engine import EditableModel
+    from ..editing.engine import EditableModel
 
 ROWS = 4
 """Rows of held-out text, about five hundred tokens, on which it is measured."""

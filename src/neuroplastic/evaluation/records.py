@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import NPTError
 from ..extras import need_extra
 from ..files import read_text
-from ..spaces import continuing, without_trailing_spaces
+from ..text.spaces import continuing, without_trailing_spaces
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NPTError
+from ..evaluation import plots
 from ..files import whole_file, write_json
-from . import plots
 from .edits import Row
-from .examination import Examination
+from .evaluator import Examination
 from .heat import modulation_norms
 from .page import Html, figure, folded, heading, page, paragraph, table
 from .records import Record

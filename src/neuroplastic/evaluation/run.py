@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..console import progress
 from ..errors import NPTError
-from .contenders import Contender
 from .edits import Row, evaluate, summarise
-from .examination import Examination
-from .kept import Kept
+from .evaluator import Examination
+from .methods import Contender
 from .plots import need_matplotlib
 from .records import Record
 from .report import heat_section, record_section, write_report
+from .result_store import Kept
 from .sequential import Step, in_a_row, summarise_steps
-from .suites import Suite
+from .suite import Suite
 
 if TYPE_CHECKING:
-    from ..engine import EditableModel
+    from ..editing.engine import EditableModel
 
 
 def run_suite(

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..console import Progress
 from ..errors import NPTError
-from .contenders import Contender
-from .examination import Examination
-from .kept import Kept
+from .evaluator import Examination
+from .methods import Contender
 from .ordinary import OrdinaryText
 from .records import Record
-from .suites import Suite
+from .result_store import Kept
+from .suite import Suite
 from .summary import Interval, mean_interval, summary
 
 CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)

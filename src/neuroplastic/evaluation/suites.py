@@ -1,43 +1,9 @@
-"""What an edit suite is: how it reads its records, and what it asks of a model."""
+"""The suites by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from .counterfact import COUNTERFACT
+from .suite import Suite, SuiteName
+from .zsre import ZSRE
 
-from .records import Record
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SuiteName = Literal["counterfact", "zsre"]
-Reference = list[list[int]]
-"""What the unedited model says to each neighbour, in tokens; empty where a suite does not compare with it."""
-
-
-def no_reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
-    return []
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Functions that read records and ask them. Figures have names; one that a record does not allow is absent."""
-
-    name: SuiteName
-    parse: Callable[[dict[str, Any], str], Record]
-    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record, str, Reference], dict[str, float]]
-    """(model, tokenizer, record, text in front of every prompt, reference) -> figures"""
-    parts_of_s: tuple[str, str, str]
-    """S is the harmonic mean of these three: edit success, paraphrases, neighbours"""
-    shown: tuple[str, ...]
-    """further figures that a table for people has"""
-    reference: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record], Reference] = no_reference
-    """asked of the model before anything is taught"""
-
-
-def suite_named(name: SuiteName) -> Suite:
-    from .counterfact import COUNTERFACT
-    from .zsre import ZSRE
-
-    return {"counterfact": COUNTERFACT, "zsre": ZSRE}[name]
+SUITES: dict[SuiteName, Suite] = {s.name: s for s in (COUNTERFACT, ZSRE)}

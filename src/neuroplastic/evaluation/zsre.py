@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .asking import ask
+from .answer_scores import ask
 from .records import Record, first_text, is_know_edit, know_edit, one_hop
-from .suites import Reference, Suite
+from .suite import Reference, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

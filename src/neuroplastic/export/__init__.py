@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .checkpoint import merged
 from .edit_folder import delta, import_edits
+from .export_report import ExportReport
 from .gguf_adapter import gguf
 from .lora_import import import_lora
 from .peft_adapter import check_servable, peft
-from .report import ExportReport
 
 __all__ = ["ExportReport", "check_servable", "delta", "gguf", "import_edits", "import_lora", "merged", "peft"]

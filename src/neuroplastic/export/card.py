@@ -11,8 +11,8 @@ from .. import models
 from ..editing.edit import Edit
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
-    from .report import ExportReport
+    from ..workspace.workspace import Workspace
+    from .export_report import ExportReport
 
 
 def write_card(path: Path, ws: Workspace, edits: Sequence[Edit], report: ExportReport) -> None:

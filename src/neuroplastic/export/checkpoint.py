@@ -12,18 +12,10 @@ from .. import models
 from ..editing.ledger import Ledger
 from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
-from .report import (
-    Clock,
-    ExportReport,
-    chosen_edits,
-    finish,
-    require_match,
-    statement_logits,
-    workspace_logits,
-)
+from .export_report import Clock, ExportReport, chosen_edits, finish, require_match, statement_logits, workspace_logits
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 
 def merged(

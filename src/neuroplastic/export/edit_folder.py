@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from ..editing.edit import Edit
 from ..errors import CheckFailed, NPTError
 from ..files import read_json, refuse_occupied, whole_folder, write_json
-from .report import Clock, ExportReport, chosen_edits, compare, finish, workspace_logits
+from .export_report import Clock, ExportReport, chosen_edits, compare, finish, workspace_logits
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 MANIFEST = "npt_delta.json"
 

@@ -11,7 +11,7 @@ import torch
 from ..editing.edit import Factors
 from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
-from .report import (
+from .export_report import (
     TOLERANCE,
     Clock,
     ExportReport,
@@ -27,7 +27,7 @@ from .report import (
 )
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 # transformers' model types whose architecture has another name in GGUF
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}

@@ -17,11 +17,11 @@ from ..editing.edit import Edit, Factors, check_name, name_from
 from ..errors import NPTError
 from ..files import read_json, refuse_pointer
 from ..models import canonical
+from .export_report import Place, projection_names
 from .peft_adapter import PREFIX, WEIGHTS
-from .report import Place, projection_names
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 """Settings of adapter_config.json that say what the factors do, and are obeyed."""

@@ -19,7 +19,7 @@ from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
 from ..structure import PROJECTIONS
 from .card import write_card
-from .report import (
+from .export_report import (
     RANKS,
     TOLERANCE,
     Clock,
@@ -37,7 +37,7 @@ from .report import (
 )
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Mode
 from ..editing.recall import words_of_one_token
-from ..spaces import continuing
-from ..text import decode_after
-from ..writing import Writing
-from .desk import Tell
+from ..text.generation import Writing
+from ..text.spaces import continuing
+from ..text.tokens import decode_after
+from .jobs import Tell
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 LIKELIEST = 5
 """So many tokens of each side are shown, beside the tracked ones."""

@@ -13,17 +13,18 @@ from ..capture import capturing
 from ..config import Site
 from ..editing.edit import Edit, Factors
 from ..editing.extract import Modulation, extract_modulation
-from ..editing.token import Place, probing, weight_layers
+from ..editing.methods.rank_one import probing, weight_layers
+from ..editing.targets import Place
 from ..errors import NPTError
 from ..evaluation.heat import modulation_norms
 from ..statistics import READS, Input, inputs_of
 from ..structure import projection
 from ..surgery import Plasticity, Probe
-from ..text import context_length, encode, start_token
-from .ledger import stored
+from ..text.tokens import context_length, encode, start_token
+from .edit_table import stored
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 Inputs = dict[tuple[int, Input], Tensor]
 

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..scores import Likely, Scored, Scores
-from ..text import context_length
-from ..writing import UNFINISHED, Written
-from . import forms
+from ..studio import forms
+from ..text.generation import UNFINISHED, Written
+from ..text.token_scores import Likely, Scored, Scores
+from ..text.tokens import context_length
 from .asking import Side
-from .desk import Desk, Event, Tell
+from .jobs import Desk, Event, Tell
 from .requests import Chat, Completion, Kind, read
 from .stream import STATUS, answer, event_line, events, finished, told
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 SIDES = {"": Side("dynamic", True), "/standard": Side("standard", True), "/unedited": Side("dynamic", False)}
 LENGTH = {"completion": 16, "chat": 256}

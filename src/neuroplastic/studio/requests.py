@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import NPTError
-from ..writing import COLDEST, Writing
-from . import forms
+from ..studio import forms
+from ..text.generation import COLDEST, Writing
 
 Kind = Literal["completion", "chat"]
 

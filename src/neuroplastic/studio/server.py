@@ -21,19 +21,20 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from .. import demo
+from ..cli import demo
 from ..console import note
 from ..editing.edit import Edit
-from ..editing.options import Method
+from ..editing.inject_options import Method
 from ..errors import CheckFailed, NPTError
-from . import asking, forms, ledger, looking, teaching
-from .desk import Busy, Desk, Stopped, Tell
-from .guard import Door, Guard, is_loopback
+from ..studio import asking, forms, looking, teaching
+from ..studio import edit_table as ledger
+from .access import Door, Guard, is_loopback
+from .jobs import Busy, Desk, Stopped, Tell
 from .openai import OpenAI
 from .stream import answer, event_line, events, finished, stream, told
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 STATIC = Path(str(files(__package__) / "static"))
 EXAMPLES = {

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ..console import as_json
 from ..errors import CheckFailed, NPTError
-from .desk import Busy, Event, Job, Stopped
+from .jobs import Busy, Event, Job, Stopped
 
 STATUS: dict[type[Exception], tuple[int, str]] = {
     NPTError: (400, "input"),

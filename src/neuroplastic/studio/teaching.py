@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..console import progress
 from ..editing.fact import Fact, asked, fact_of
-from ..editing.options import InjectOptions, Method, Start
+from ..editing.inject_options import InjectOptions
 from ..editing.recall import Asked
 from ..errors import NPTError
 from ..files import lines_of
-from ..text import context_length
-from .desk import Tell
-from .ledger import details
+from ..text.tokens import context_length
+from .edit_table import details
+from .jobs import Tell
 
 if TYPE_CHECKING:
-    from ..workspace import Workspace
+    from ..workspace.workspace import Workspace
 
 NEIGHBOUR_TOKENS = 8
 """Length of what a neighbour says."""
 
 
 @dataclass(frozen=True)
-class Teach:
-    """A statement, or a question and its answer; several statements, one a line, are solved together."""
+class Teach(InjectOptions):
+    """A statement, or a question and its answer; several statements, one a line, become an edit each."""
 
     statement: str | None = None
     question: str | None = None
@@ -34,17 +34,6 @@ class Teach:
     """other wordings of the fact, taught with it"""
     subject: str | None = None
     name: str | None = None
-    method: Method | None = None
-    start: Start = "consolidate"
-    alpha: float | None = None
-    layers: str | None = None
-    sites: str | None = None
-    rank: int | None = None
-    keep: tuple[str, ...] = ()
-    max_drift: float | None = None
-    require: bool = False
-    consistent: bool = False
-    keep_both: bool = False
     paraphrases: tuple[str, ...] = ()
     """asked before and after, not taught: beginnings of sentences that the answer should follow, or these whole"""
     neighbours: tuple[str, ...] = ()
@@ -52,19 +41,7 @@ class Teach:
 
     @property
     def options(self) -> InjectOptions:
-        return InjectOptions(
-            self.method,
-            self.alpha,
-            self.layers,
-            self.sites,
-            self.rank,
-            self.start,
-            self.keep,
-            self.max_drift,
-            self.require,
-            self.consistent,
-            self.keep_both,
-        )
+        return InjectOptions(**{f.name: getattr(self, f.name) for f in fields(InjectOptions)})
 
     @property
     def facts(self) -> list[Fact]:

@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..console import progress
-from ..editing.consolidate import ENOUGH, RATE, STEPS
+from ..editing.engine import EditableModel
 from ..editing.fact import asked
 from ..editing.injector import Injector, mean_answer, read_statements
+from ..editing.methods.consolidate import Consolidate
 from ..editing.sentence import find_words
 from ..editing.targets import Reader, find_targets, rows_of
-from ..engine import EditableModel
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..surgery import mode
-from ..text import encode_after
+from ..text.tokens import encode_after
 from .lessons import Topic
 
 TOGETHER = 16
@@ -69,7 +69,7 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
     searched = json.dumps([engine.sha256, config.layers, config.depths, config.reads, [astuple(t) for t in topics]])
     folder = folder / hashlib.sha256(searched.encode()).hexdigest()[:16]
     parts = [p for p in engine.parts if p.index in config.layers]
-    prefix = engine.text[0][:1, 1:6].tolist()
+    prefix, how = engine.text[0][:1, 1:6].tolist(), Consolidate()
     found: list[Examples] = []
     with mode(model, "standard"), progress("searching for the values of some facts") as step:
         for first in range(0, len(topics), TOGETHER):
@@ -86,7 +86,7 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
             ]
             rows, owner = rows_of(tokenizer, facts, prefix)
             reader = Reader(model, parts, ("down",), rows)
-            targets = find_targets(reader, owner, STEPS, RATE, ENOUGH)
+            targets = find_targets(reader, owner, how.max_steps, how.step_length, how.target_probability)
             told = [encode_after(tokenizer, f.question, f.answer) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, told))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)

@@ -27,7 +27,7 @@ from ..generators.low_rank import LowRank, LowRankWeights
 from ..modulation import effective_number
 from ..observe import Seen, observing, read_layers
 from ..surgery import Plasticity, Projection, learnable_layers, mode
-from . import losses
+from ..training import losses
 from .packing import Packed
 from .recipe import TrainSettings
 

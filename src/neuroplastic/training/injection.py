@@ -42,12 +42,13 @@ from torch.nn.functional import kl_div
 from ..calibration.sensitivity import fisher_information
 from ..capture import adding
 from ..console import progress
+from ..editing.engine import EditableModel
 from ..editing.injector import Injector, Proposal, Subject, read_statements
-from ..editing.together import solve_together
-from ..engine import EditableModel
+from ..editing.joint_solve import solve_together
 from ..structure import projection
 from ..surgery import mode
-from ..text import batch, encode_pair, start_token, tokens_through
+from ..text.scoring import batches_of_like_length
+from ..text.tokens import batch, encode_pair, start_token, tokens_through
 from .lessons import Lesson, Lessons, Topic
 from .settings import InjectionSettings
 
@@ -57,9 +58,6 @@ Applied = Callable[[Sequence[int]], Added]
 """(the owners of a batch's R rows) -> what is added while they are read"""
 LARGEST_SHARE = 8.0
 """What a crowd's KL on ordinary text is weighted by, at most"""
-A_BATCH = 64
-"""What a further batch costs, in padded tokens"""
-LARGEST_BATCH = 32
 CROWD = 100
 """Edits whose predicted cost on ordinary text is kept small"""
 FISHER_ROWS, FISHER_LENGTH = 112, 64
@@ -299,20 +297,6 @@ class Injection:
             return nullcontext()
         downs = [projection(self.engine.parts[layer].mlp, "down") for layer in self.injector.config.layers]
         return adding({down: partial(added, i) for i, down in enumerate(downs)})
-
-
-def batches_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches whose padded tokens, with A_BATCH for each batch, are fewest."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    best: list[tuple[int, int]] = [(0, 0)]  # of the first i in order: the cost, and where their last batch begins
-    for i in range(1, len(order) + 1):
-        begins = range(max(0, i - LARGEST_BATCH), i)
-        best.append(min((best[j][0] + (i - j) * lengths[order[i - 1]] + A_BATCH, j) for j in begins))
-    batches, i = [], len(order)
-    while i:
-        batches.append(order[best[i][1] : i])
-        i = best[i][1]
-    return batches[::-1]
 
 
 def alone(found: Proposal) -> Applied:

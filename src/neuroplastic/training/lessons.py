@@ -19,7 +19,7 @@ from ..editing.sentence import find_words
 from ..errors import NPTError
 from ..evaluation.records import first_text, is_know_edit, know_edit
 from ..files import lines_of, read_text
-from ..text import encode_pair, start_token
+from ..text.tokens import encode_pair, start_token
 from .questions import questions_for
 from .settings import Variety
 

@@ -13,11 +13,11 @@ import torch
 
 from ..console import note
 from ..editing.injector import Injector, InjectorConfig, Reads
-from ..editing.learned import INJECTOR_FILE
+from ..editing.methods.learned import INJECTOR_FILE
 from ..errors import NPTError
 from ..files import file_hash
 from ..surgery import mode
-from ..text import context_length, encode, read_texts
+from ..text.tokens import context_length, encode, read_texts
 from .checkpoint import check_folder
 from .closed_form import FEWEST, find_examples, fit_values, suitable
 from .curves import write_report
@@ -28,8 +28,8 @@ from .loop import only_trainable, read_log, run
 from .settings import INJECTOR_LOOP, InjectionSettings, LoopSettings, Variety
 
 if TYPE_CHECKING:
-    from ..engine import EditableModel
-    from ..workspace import Workspace
+    from ..editing.engine import EditableModel
+    from ..workspace.workspace import Workspace
 
 LONGEST_TEXT = 64
 """Tokens of an ordinary text that are kept."""

@@ -47,6 +47,7 @@ function told() {
     require: form.require.checked,
     consistent: form.consistent.checked && !form.keep_both.checked,
     keep_both: form.keep_both.checked,
+    quick: form.quick.checked,
   };
 }
 

@@ -1,0 +1,115 @@
+"""What a method of editing works with, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import Site
+from ..console import Progress
+from ..errors import NPTError
+from ..modulation import compress, frobenius_norm
+from ..statistics import Whitening
+from ..structure import LayerParts, projection
+from ..text.tokens import context_length
+from .edit import Factors
+from .fact import Fact
+from .targets import Place, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .injector import Injector
+
+
+@dataclass(frozen=True)
+class EditContext:
+    """What a method works with: a model in standard mode, with the edits that it has."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    parts: Sequence[LayerParts]
+    """the layers that may change"""
+    sites: Sequence[Site]
+    whitening: Whitening
+    text: Tensor
+    """ordinary text [N, T]"""
+    held: Mapping[Place, Tensor]
+    """keys of earlier edits [n, d_in]"""
+    injector: Injector | None
+    """the network that method `learned` asks, where the model has one"""
+    unedited: Callable[[], AbstractContextManager[None]]
+    """while it lasts, the model has none of its edits"""
+
+    def prefixes(self, count: int) -> list[list[int]]:
+        """Beginnings of unrelated texts, four to ten tokens long."""
+        return [self.text[i % len(self.text), 1 : 5 + (3 * i) % 7].tolist() for i in range(count)]
+
+
+class EditMethod(Protocol):
+    """A frozen configuration that turns facts into updates, and touches no weight."""
+
+    def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
+        """One solution for each fact; `progress` is called as the work goes on. Raises NPTError for bad input."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method found for one fact."""
+
+    factors: dict[Place, Factors]
+    keys: dict[Place, Tensor]
+    """the keys [n, d_in] that the factors answer to, kept so that later edits leave them alone"""
+    figures: dict[str, float]
+    """for the edit's report"""
+    rho: float | None = None
+    """strength of the joint solution with other edits, for one that is solved together with them"""
+
+
+def check_length(model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    """Raises NPTError where a row does not fit into the model's context."""
+    longest, room = max(len(r.ids) for r in rows), context_length(model)
+    if longest > room:
+        raise NPTError(
+            f"the statement is too long: behind unrelated text it takes {longest} tokens, and the model reads at "
+            f"most {room}"
+        )
+
+
+def finished(solution: Solution, alpha: float, rank: int | None) -> Solution:
+    """A solution as the ledger keeps it: scaled by `alpha`, at most of that rank, on the CPU, laid out as in a file.
+
+    Raises NPTError where an update is not finite.
+    """
+    factors: dict[tuple[int, Site], Factors] = {}
+    for (layer, site), (A, unscaled) in sorted(solution.factors.items()):
+        B = unscaled * alpha
+        if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+            raise NPTError(f"the update of layer {layer}, {site} is not finite; nothing was changed")
+        if rank is not None and len(A) > rank:
+            A, B, _ = compress(A, B, rank)
+        # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
+        factors[layer, site] = Factors(_fresh(A), _fresh(B))
+    keys = {place: _fresh(k) for place, k in sorted(solution.keys.items())}
+    return replace(solution, factors=factors, keys=keys)
+
+
+def _fresh(t: Tensor) -> Tensor:
+    return t.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def relative_norms(
+    parts: Sequence[LayerParts], factors: dict[tuple[int, Site], Factors]
+) -> dict[str, dict[str, float]]:
+    """|dW|_F / |W|_F by layer and site."""
+    by_index = {p.index: p for p in parts}
+    norms: dict[str, dict[str, float]] = {}
+    for (layer, site), f in sorted(factors.items()):
+        weight: Any = projection(by_index[layer].mlp, site).weight
+        norms.setdefault(str(layer), {})[site] = frobenius_norm(*f).item() / weight.detach().float().norm().item()
+    return norms

@@ -1,0 +1,90 @@
+"""Values that are not enough: a few gradient steps, until the answer follows.
+
+A part of an injector's values opens the way and does not yet name the answer; for an answer unlike all that it was
+trained on, all of them do not. What is missing is little. Over a statement's rows r, with p_r the answer's probability
+per token, and K_r the divergence KL(before || after) of what follows the answer from what the unedited model would say
+there, its values V of all layers climb
+
+    F = mean_r log p_r  -  BETA O          O = mean_r (K_r - SPARE)+          g = dF/dV          M <- g + MOMENTUM M
+
+    V <- V + min(  (log p* - log p_min  +  BETA O) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|
+
+Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
+F would need to reach its goal, and never further than a part of the values' own length. A statement stops where its
+answer has the probability `enough` in each of its rows, and K is below FAR on average. Without O, what makes an answer
+likely makes it likely again behind itself: the model says it over and over. SPARE leaves alone what does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """How far and how long values go on."""
+
+    max_steps: int = 14
+    longest_step: float = 0.2
+    """CAP: of the first step, as a part of the values' own length"""
+    decay: float = 0.85
+    """of the longest step, from one to the next"""
+    momentum: float = 0.5
+    drift_weight: float = 0.3
+    """BETA: what a nat of straying after the answer weighs"""
+    free_drift: float = 0.25
+    """SPARE: nats of it that cost nothing"""
+    max_drift: float = 0.3
+    """FAR: nats above which steps go on in any case"""
+
+
+class AnswerScores(NamedTuple):
+    """What a model gives in n statements' rows with some values, in nats."""
+
+    answer: Tensor
+    """log p, the answer's, per token [rows, n]"""
+    strayed: Tensor
+    """K, of what it says next [rows, n]"""
+
+
+class Corrected(NamedTuple):
+    V: Tensor
+    """[n, L, d]"""
+    steps: Tensor
+    """[n]: how many each took"""
+
+
+def correct(scores_of: Callable[[Tensor], AnswerScores], V: Tensor, enough: float, how: GradientSteps) -> Corrected:
+    """Steps on values V [n, L, d], until the answer has the probability `enough` in each row."""
+    V, M = V.detach(), torch.zeros_like(V)
+    longest = how.longest_step * _length(V)
+    steps = torch.zeros(len(V), dtype=torch.long, device=V.device)
+    for t in range(how.max_steps + 1):
+        with torch.set_grad_enabled(t < how.max_steps):
+            given = V.clone().requires_grad_(t < how.max_steps)
+            answer, strayed = scores_of(given)
+            over = (strayed - how.free_drift).clamp_min(0).mean(0)
+            F = answer.mean(0) - how.drift_weight * over
+        worst, away = answer.detach().amin(0), strayed.detach().mean(0)
+        short = (worst < math.log(enough)) | (away > how.max_drift)
+        if t == how.max_steps or not short.any():
+            break
+        (g,) = torch.autograd.grad(F, given, torch.ones_like(F))
+        M = g + how.momentum * M
+        # p* is between enough and 1
+        wanted = (math.log(enough) / 2 - worst).clamp_min(0) + how.drift_weight * over.detach()
+        length = torch.where(short, torch.minimum(wanted / _length(g), longest * how.decay**t), 0.0)
+        V = V + length[:, None, None] * (M / _length(M)[:, None, None])
+        steps += short
+    return Corrected(V, steps)
+
+
+def _length(V: Tensor) -> Tensor:
+    """|V| of each statement [n]; above 0, so that a gradient of nothing moves nothing."""
+    return V.flatten(1).norm(dim=1).clamp_min(torch.finfo(V.dtype).tiny)

@@ -1,0 +1,282 @@
+"""Method `learned`: a trained injector reads the fact once and says which update it asks for.
+
+An injector's values V answer at once, but they are long, and most of their length is the same for all facts: neighbours
+and ordinary text pay for it, and the more edits there are the more. From FROM V, which opens the way, a few gradient
+steps (correction.py) reach the answer alone and behind unrelated beginnings with a third of the harm. CROWD facts or
+more told in one call are taught together instead (crowd.py), or what they cost would add up.
+
+`quick` does without them where it can: each update is tried at a few strengths, in one batch, and the smallest is
+taken at which its own question is answered with probability ENOUGH; for an easy fact the largest would say the answer
+again and again. Steps follow only where no strength reaches LEAST, as for answers unlike all that the injector was
+trained on.
+
+Updates are tried by adding v (a . z) to what projections give, from the key's token on. What they would do to the
+tokens before it is little, and left out: those are not read again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from ...capture import adding
+from ...config import Site
+from ...console import Progress
+from ...errors import NPTError
+from ...structure import projection
+from ...text.tokens import encode_after, start_token, tokens_through
+from ..context import EditContext, EditMethod, Solution
+from ..edit import Factors
+from ..fact import Fact, Wording
+from ..injector import Injector, Reading, Subject, at_the_end, check_statements, read_statements
+from ..joint_solve import solve_together
+from ..targets import Past, Reader, Row
+from .correction import AnswerScores, Corrected, GradientSteps, correct
+from .joint import JointBatch, TokenizedQuestion, teach_together
+
+INJECTOR_FILE = "injector.safetensors"
+"""of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
+PACKAGED = Path(__file__).parents[2] / "injectors"
+
+
+class TokenizedFact(NamedTuple):
+    """One wording of a fact, in tokens."""
+
+    question: list[int]
+    answer: list[int]
+    subject: Subject | None
+
+
+def is_joint(method: EditMethod) -> bool:
+    """Whether a method teaches its facts with all of them in place."""
+    return isinstance(method, Learned) and method.joint
+
+
+def find_injector(base: str, folder: Path | None) -> Injector | None:
+    """The injector of a workspace's folder, else a packaged one for the base with this content hash, else None.
+
+    Raises NPTError where the workspace's own file is damaged or belongs to another base.
+    """
+    if folder is not None and (folder / INJECTOR_FILE).exists():
+        return Injector.load(folder / INJECTOR_FILE, base)[0]
+    for file in sorted(PACKAGED.glob("*.safetensors")):
+        if _base_of(file) == base:
+            return Injector.load(file, base)[0]
+    return None
+
+
+def _base_of(file: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as f:
+        return json.loads((f.metadata() or {}).get("npt", "{}")).get("base")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How `learned` solves."""
+
+    quick: bool = False
+    """take what the injector says, with gradient steps only where it does not answer"""
+    joint: bool = False
+    """teach the facts with all of them in place, not one by one"""
+    start_strength: float = 0.5
+    """gradient steps start from this part of the proposed values"""
+    target_probability: float = 0.98
+    """of the answer, alone and after unrelated beginnings, at which the steps end"""
+    num_prefixes: int = 3
+    """of such beginnings"""
+    quick_strengths: tuple[float, ...] = (0.6, 0.8, 1.0, 1.2)
+    """parts of the proposed values that a quick edit tries"""
+    quick_probability: float = 0.95
+    """of the answer, per token, for which a quick edit needs no more strength"""
+    least_probability: float = 0.8
+    """where no strength gives the answer this one, a quick edit takes gradient steps, too"""
+    batch_size: int = 32
+    """wordings read at once"""
+    steps: GradientSteps = field(default_factory=GradientSteps)
+    joint_batch: JointBatch = field(default_factory=JointBatch)
+
+    def decided(self, num_facts: int, quick: bool) -> Learned:
+        """For a number of facts in one call: quick or not, and jointly or one by one."""
+        return replace(self, quick=quick, joint=num_facts >= self.joint_batch.min_facts and not quick)
+
+    @torch.no_grad()
+    def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
+        """One solution per fact, whose factors the ledger solves jointly with those of all other learned edits. Touches
+        no weight.
+
+        Statements are read by the unedited base: an edit does not depend on those made before it. Of a fact with
+        several wordings, keys and proposed values are the means over them, and the answer is to follow in each. Raises
+        NPTError where the model has no injector, and for a statement that is too long for it.
+        """
+        injector = context.injector
+        if injector is None:
+            raise NPTError(
+                "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
+            )
+        config = injector.config
+        told = [[_tokenized(context, w) for w in fact.wordings] for fact in facts]
+        check_statements(context.tokenizer, config, [(t.question, t.answer) for ts in told for t in ts])
+        keys, values = (
+            torch.zeros(len(facts), len(config.layers), d, device=context.model.device)
+            for d in (config.d_ffn, config.d_model)
+        )
+        strength, steps = torch.zeros(len(facts), dtype=torch.float64), torch.zeros(len(facts), dtype=torch.long)
+        done = 0
+        with context.unedited():
+            for some in _batches(told, self.batch_size):
+                n, w = len(some), len(told[some[0]])
+                wordings = [told[i][j] for j in range(w) for i in some]
+                statements = [(t.question, t.answer) for t in wordings]
+                reading = read_statements(context.model, context.tokenizer, config, statements)
+                subjects = [t.subject for t in wordings]
+                found = injector.propose(reading, context.whitening, subjects=subjects)
+                K, V = (t.unflatten(0, (w, n)).mean(0) for t in (found.K, found.V))
+                keys[some], values[some] = K, V
+                if not self.joint:
+                    at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
+                    trial = _Trial(self, context, wordings, at, injector.rows(K, context.whitening))
+                    values[some], strength[some], steps[some] = trial.solved(V, reading)
+                done += n
+                if progress is not None:
+                    progress(done, len(facts))
+            rows = injector.rows(keys, context.whitening)
+            if self.joint:
+                joint = [solve_together(rows[:, i], keys[:, i], config.ridge) for i in range(len(config.layers))]
+                asked = [TokenizedQuestion(t.question, t.answer, i) for i, ts in enumerate(told) for t in ts]
+                how = self.joint_batch
+                values = teach_together(context, config.layers, asked, torch.stack(joint, 1), values, how, progress)
+                strength, steps = strength + how.start_strength, steps + how.steps_for(len(asked))
+        places: list[tuple[int, Site]] = [(layer, "down") for layer in config.layers]
+        return [
+            Solution(
+                {place: Factors(A[i : i + 1], V[i][:, None]) for i, place in enumerate(places)},
+                {place: K[i : i + 1] for i, place in enumerate(places)},
+                {"strength": s, "steps": n},
+                config.ridge,
+            )
+            for A, K, V, s, n in zip(
+                rows.cpu(), keys.cpu(), values.cpu(), strength.tolist(), steps.tolist(), strict=True
+            )
+        ]
+
+
+def _tokenized(context: EditContext, wording: Wording) -> TokenizedFact:
+    question, answer = encode_after(context.tokenizer, wording.question, wording.answer)
+    return TokenizedFact(question, answer, _subject(context, wording, len(question)))
+
+
+def _batches(told: Sequence[Sequence[TokenizedFact]], size: int) -> Iterator[list[int]]:
+    """Facts with as many wordings, in batches of about `size` wordings; those of like length waste little on
+    padding."""
+
+    def length(i: int) -> int:
+        return max(len(t.question) + len(t.answer) for t in told[i])
+
+    for w in sorted({len(ts) for ts in told}):
+        order = sorted((i for i, ts in enumerate(told) if len(ts) == w), key=length)
+        step = max(1, size // w)
+        yield from (order[i : i + step] for i in range(0, len(order), step))
+
+
+class _Trial:
+    """Facts to be tried with the updates v a^T that they ask for."""
+
+    def __init__(self, how: Learned, context: EditContext, told: Sequence[TokenizedFact], at: Sequence[int], A: Tensor):
+        """`told` is the first wording of each of n facts, then the second of each, and so on; `at` is where the key of
+        each stands, counted with the start token; A [n, L, f]."""
+        assert context.injector is not None
+        self.how, self.context, self.told, self.at, self.A = how, context, told, at, A
+        self.layers = context.injector.config.layers
+        self.wordings = len(told) // len(A)
+        self.parts = [p for p in context.parts if p.index in self.layers]
+
+    def solved(self, proposed: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
+        """Of facts that are each taught alone: values [n, L, d], the part of the proposed ones that they start from
+        [n], and the steps from there [n]."""
+        n, how = len(proposed), self.how
+        taken = torch.zeros(n, dtype=torch.long, device=proposed.device)
+        if how.quick:
+            strengths, probability = self.strengths(proposed, reading)
+            short = (probability < how.least_probability).nonzero()[:, 0]
+        else:
+            strengths = torch.full_like(taken, how.start_strength, dtype=torch.float64)
+            short = torch.arange(n, device=proposed.device)
+        strengths[short] = how.start_strength
+        V = proposed * strengths[:, None, None].to(proposed)
+        if len(short):
+            V[short], taken[short] = self.corrected(V, short.tolist())
+        return V, strengths.cpu(), taken.cpu()
+
+    @torch.no_grad()
+    def strengths(self, V: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+        """For each fact's values V [n, L, d] the smallest of `quick_strengths` at which its answer has
+        `quick_probability` in each wording, else the largest; and the probability there [n]."""
+        k, n, w = len(self.how.quick_strengths), len(V), self.wordings
+        rows = [self._row(t) for _ in range(k) for t in range(w * n)]
+        at = torch.tensor(self.at, device=V.device)
+        before = (torch.arange(reading.told.shape[1], device=V.device) < at[:, None]).long()
+        longest = max(len(r.ids) - r.first for r in rows)
+        reader = Reader(self.context.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
+        scaled = (V.new_tensor(self.how.quick_strengths)[:, None, None, None] * V.repeat(w, 1, 1)).flatten(0, 1)
+        with self._adding(self.A.repeat(k * w, 1, 1), scaled):
+            probability = reader.of_answers(reader.read()).view(k, w, n).amin(1).exp()
+        enough = probability >= self.how.quick_probability
+        enough[-1] = True
+        smallest = enough.int().argmax(0)
+        chosen = torch.tensor(self.how.quick_strengths, dtype=torch.float64, device=V.device)[smallest]
+        return chosen, probability[smallest, torch.arange(n, device=V.device)]
+
+    def corrected(self, V: Tensor, which: list[int]) -> Corrected:
+        """The values, of V [n, L, d], of some facts, after gradient steps."""
+        beginnings: list[list[int]] = [[], *self.context.prefixes(self.how.num_prefixes)]
+        n, w = len(V), self.wordings
+        rows = [self._row(j * n + i, b, whole=True) for b in beginnings for j in range(w) for i in which]
+        reader, k = Reader(self.context.model, self.parts, ("down",), rows), len(beginnings) * w
+        A = self.A[which].repeat(k, 1, 1)
+        with torch.no_grad():
+            before = reader.read_on()[1]
+
+        def scores(V: Tensor) -> AnswerScores:
+            with self._adding(A, V.repeat(k, 1, 1)):
+                answers, after = reader.read_on()
+            strayed = kl_div(after, before, reduction="none", log_target=True).sum(-1)
+            return AnswerScores(reader.of_answers(answers).view(k, -1), strayed.view(k, -1))
+
+        return correct(scores, V[which], self.how.target_probability, self.how.steps)
+
+    def _row(self, which: int, beginning: Sequence[int] = (), whole: bool = False) -> Row:
+        t = self.told[which]
+        answer = t.answer if whole else t.answer[:-1]
+        ids = [start_token(self.context.tokenizer), *beginning, *t.question, *answer]
+        return Row(ids, t.answer, [(len(beginning) + self.at[which], 0)], whole)
+
+    def _adding(self, A: Tensor, V: Tensor) -> AbstractContextManager[None]:
+        """While it lasts, each row has its own update: A [R, L, f], V [R, L, d]."""
+
+        def term(i: int, z: Tensor) -> Tensor:
+            answered = torch.einsum("rtf,rf->rt", z.to(A), A[:, i])
+            return answered[..., None] * V[:, i, None]
+
+        parts = {p.index: p for p in self.parts}
+        downs = [projection(parts[layer].mlp, "down") for layer in self.layers]
+        return adding({down: partial(term, i) for i, down in enumerate(downs)})
+
+
+def _subject(context: EditContext, wording: Wording, length: int) -> Subject | None:
+    """Where the subject stands in a statement whose question has `length` tokens, counted with the start token."""
+    if wording.subject is None:
+        return None
+    before, through = (tokens_through(context.tokenizer, wording.question, at) for at in wording.subject)
+    last = min(through, length)
+    return Subject(min(before + 1, last), last, wording.subject_given)

@@ -1,0 +1,214 @@
+"""Method `refine`: a few gradient steps on the factors of an edit, with what should not change held in place.
+
+Starting from another method's dW = B A, with A kept as it is (the keys that the edit listens to):
+
+    minimise over B    - mean_r log p(answer | row r)  +  beta mean_p KL(p_before || p_after)
+
+r over the wordings of the fact, alone and behind unrelated text; p over the positions of the sentences to keep:
+neighbours (the same question about other names), ordinary text, and the user's own. Unlike `consolidate`, which moves
+outputs at the subject only, the real edit acts here on every token of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from ...capture import adding
+from ...console import Progress
+from ...structure import LayerParts, projection
+from ...text.self_text import random_words
+from ...text.tokens import batch, encode, start_token, tokens_through
+from ..context import EditContext, EditMethod, Solution, check_length
+from ..edit import Factors
+from ..fact import Fact
+from ..joint_solve import solve_together
+from ..targets import Place, Row, adam_direction, rows_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class HeldRow:
+    """A sequence whose predictions should stay as they are, from position `first` on."""
+
+    ids: list[int]
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class Refined:
+    B: dict[Place, Tensor]
+    probability: float
+    """of the answer, per token (geometric mean), in its worst row"""
+    kl: float
+    """nats per kept position"""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Refine:
+    """How `refine` goes on from the solutions of another method."""
+
+    start: EditMethod
+    """the method that it starts from"""
+    max_steps: int = 4
+    step_length: float = 0.1
+    """of each, in units of B's own root mean square"""
+    target_probability: float = 0.9
+    """of the answer in every row, at which the steps end"""
+    kl_weight: float = 1.0
+    """beta"""
+    num_prefixes: int = 3
+    """unrelated beginnings after which each wording is also read"""
+    neighbours_per_question: int = 4
+    """other names that each question is asked about"""
+    max_neighbours: int = 32
+    """of all such neighbours, the number that is held in place"""
+    text_rows: int = 2
+    text_length: int = 16
+    """rows of ordinary text that are held in place, and tokens of each"""
+    keep: tuple[str, ...] = ()
+    """sentences that should be read as before"""
+
+    def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
+        """The solutions of all facts, improved jointly. Touches no weight."""
+        return self.improve(context, facts, self.start.solve(context, facts, progress))
+
+    def improve(self, context: EditContext, facts: Sequence[Fact], found: Sequence[Solution]) -> list[Solution]:
+        """Better solutions than `found`, one per fact."""
+        rows, _ = rows_of(context.tokenizer, facts, context.prefixes(self.num_prefixes))
+        check_length(context.model, rows)
+        kept = [
+            *neighbours(context, facts, self.neighbours_per_question, self.max_neighbours),
+            *(HeldRow(r[: self.text_length]) for r in context.text[-self.text_rows :].tolist()),
+            *(HeldRow([start_token(context.tokenizer), *encode(context.tokenizer, s)]) for s in self.keep),
+        ]
+        places = sorted({place for s in found for place in s.factors})
+        parts_of = {place: [s.factors[place] for s in found if place in s.factors] for place in places}
+        joint = {place: _joint(place, [s for s in found if place in s.factors]) for place in places}
+        refined = refine_factors(
+            context.model,
+            context.parts,
+            joint,
+            rows,
+            kept,
+            self.max_steps,
+            self.step_length,
+            self.target_probability,
+            self.kl_weight,
+        )
+        figures = {"steps": refined.steps, "sought_probability": refined.probability, "kept_kl": refined.kl}
+        solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
+        for place in places:
+            owners = [i for i, s in enumerate(found) if place in s.factors]
+            columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
+            for i, f, B in zip(owners, parts_of[place], columns, strict=True):
+                solutions[i].factors[place] = Factors(f.A, B)
+        return solutions
+
+
+def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
+    """What these put there together: added up, or solved together where the ledger will do so."""
+    factors, rho = [s.factors[place] for s in solutions], solutions[0].rho
+    A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
+    return Factors(A if rho is None else solve_together(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
+
+
+def neighbours(context: EditContext, facts: Sequence[Fact], names_each: int, most: int) -> list[HeldRow]:
+    """The facts' questions about other names: words with a capital, drawn at random from the vocabulary."""
+    names = random_words(context.tokenizer, names_each, pattern=r" [A-Z][a-z]{3,}")
+    found = []
+    for fact in facts[: max(1, most // names_each)]:
+        question, span = fact.question, fact.wordings[0].subject
+        if span is None:
+            continue
+        for name in names:
+            before = question[: span[0]] + context.tokenizer.decode([name]).strip()
+            text = before + question[span[1] :]
+            ids, first = encode(context.tokenizer, text), tokens_through(context.tokenizer, text, len(before))
+            found.append(HeldRow([start_token(context.tokenizer), *ids], first))
+    return found
+
+
+def refine_factors(
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    factors: Mapping[Place, Factors],
+    rows: Sequence[Row],
+    kept: Sequence[HeldRow],
+    steps: int,
+    rate: float,
+    enough: float,
+    beta: float,
+) -> Refined:
+    """Adam on B until the answer's probability reaches `enough` in every row, for at most `steps` steps.
+
+    `rate` is the length of a step in units of B's own root mean square. Touches no weight.
+    """
+    by_index = {p.index: p for p in parts}
+    linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in factors}
+    ids, mask = (t.to(model.device) for t in batch([*(r.ids for r in rows), *(k.ids for k in kept)], pad=0))
+    n = len(rows)
+
+    def index(entries: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        row, column = torch.tensor(entries, device=ids.device).reshape(-1, 2).T
+        return row, column
+
+    asked = index([(i, at) for i, r in enumerate(rows) for at in r.asked])
+    holding = index([(n + i, at) for i, k in enumerate(kept) for at in range(k.first, len(k.ids))])
+    wanted = torch.tensor([t for r in rows for t in r.answer], device=ids.device)
+    lengths = torch.tensor([len(r.answer) for r in rows], device=ids.device)
+    head = model.get_output_embeddings()
+
+    def read(B: Mapping[Place, Tensor]) -> tuple[Tensor, Tensor]:
+        """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
+        with acting(linears, factors, B):
+            states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        logits = head(torch.cat([states[asked], states[holding]]))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        said = logits[torch.arange(len(wanted), device=ids.device), wanted]
+        return said.new_zeros(n).index_add(0, asked[0], said) / lengths, logits[len(wanted) :]
+
+    B = {place: f.B.clone() for place, f in factors.items()}
+    mean = {place: torch.zeros_like(b) for place, b in B.items()}
+    square = {place: torch.zeros_like(b) for place, b in B.items()}
+    scale = {place: b.square().mean(0, keepdim=True).sqrt() for place, b in B.items()}
+    with torch.no_grad():
+        before = read({})[1]
+    taken = 0
+    while True:
+        last = taken == steps
+        with torch.set_grad_enabled(not last):
+            given = {place: b.requires_grad_(not last) for place, b in B.items()}
+            logprobs, now = read(given)
+            kl = kl_div(now, before, reduction="sum", log_target=True) / max(1, len(before))
+            loss = -logprobs.mean() + beta * kl
+        worst = logprobs.detach().min().exp().item()
+        if last or worst >= enough:
+            break
+        gradients = torch.autograd.grad(loss, list(given.values()))
+        taken += 1
+        with torch.no_grad():
+            for (place, b), g in zip(given.items(), gradients, strict=True):
+                b.requires_grad_(False)
+                b -= rate * scale[place] * adam_direction(mean[place], square[place], g, taken)
+    return Refined({place: b.detach() for place, b in B.items()}, worst, kl.item(), taken)
+
+
+def acting(
+    linears: Mapping[Place, nn.Module], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
+) -> AbstractContextManager[None]:
+    """While it lasts, each projection also gives B (A z)."""
+
+    def term(A: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda z: (z.to(A) @ A.T) @ b.T
+
+    return adding({linears[place]: term(factors[place].A, b) for place, b in B.items()})

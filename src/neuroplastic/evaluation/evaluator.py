@@ -1,0 +1,50 @@
+"""What is asked of a model about one record: the questions of a suite, and where wanted what it writes by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..surgery import mode
+from .free_text import written
+from .records import Record
+from .suite import Reference, Suite
+
+if TYPE_CHECKING:
+    from ..editing.engine import EditableModel
+
+
+@dataclass
+class Examination:
+    """Made before anything is taught; `remember` is called on the model as it was, `ask` on the model as taught."""
+
+    engine: EditableModel
+    suite: Suite
+    generate: bool = False
+    """also let the model write freely, which takes seconds per record"""
+    seed: int = 0
+    missing: set[str] = field(default_factory=set)
+    """why some figures are not there"""
+    _references: dict[str, Reference] = field(default_factory=dict)
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """What the model, as it is now, says to the neighbours of these records."""
+        model, tokenizer = self.engine.model, self.engine.tokenizer
+        with mode(model, "standard"):
+            for record in records:
+                if record.id not in self._references:
+                    self._references[record.id] = self.suite.reference(model, tokenizer, record)
+
+    def ask(self, record: Record, told: str = "") -> dict[str, float]:
+        """The figures of one record that is remembered, with `told` in front of every prompt; and `asking`, the
+        seconds that it took to read the suite's questions."""
+        model, tokenizer = self.engine.model, self.engine.tokenizer
+        with mode(model, "standard"):
+            began = time.perf_counter()
+            found = self.suite.score(model, tokenizer, record, told, self._references[record.id])
+            found["asking"] = time.perf_counter() - began
+            if self.generate:
+                found |= written(model, tokenizer, record, told, self.seed)
+        return found

@@ -1,0 +1,94 @@
+"""Beyond teacher forcing: is the answer in what the model writes by itself, and does it still write well."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..text.generation import generate
+from ..text.spaces import without_trailing_spaces
+from ..text.tokens import decode_after, encode, start_token
+from .records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ANSWER_TOKENS = 20
+"""Written greedily behind the edit's prompt and behind paraphrases."""
+ESSAY_TOKENS, ESSAYS, TOP_K = 60, 4, 5
+"""Written behind openings about the subject, at most so many, each token drawn from the likeliest TOP_K (ROME)."""
+
+
+def written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, told: str = "", seed: int = 0
+) -> dict[str, float]:
+    """`es_gen` and `ps_gen`: share of greedy continuations of the edit's prompt and of the paraphrases that hold the
+    new answer. `entropy`: n-gram entropy of longer texts about the subject (bits), mean over texts; from the record's
+    openings, or from its own prompts where it has none."""
+    behind = record.behind(told)
+    prompts = (behind.prompt, *behind.paraphrases)
+    own, *others = (float(holds(text, record.new)) for text in write(model, tokenizer, prompts, ANSWER_TOKENS))
+    openings = (behind.openings or prompts)[:ESSAYS]
+    texts = write(model, tokenizer, openings, ESSAY_TOKENS, seed=seed)
+    # as in ROME, a text counts with its opening; what it was told in front of that does not
+    entropies = [ngram_entropy(o.removeprefix(told) + t) for o, t in zip(openings, texts, strict=True)]
+    return {
+        "es_gen": own,
+        "ps_gen": sum(others) / len(others),
+        "entropy": sum(entropies) / len(entropies),
+    }
+
+
+@torch.no_grad()
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    new_tokens: int,
+    seed: int | None = None,
+) -> list[str]:
+    """The continuations of all prompts, in one batch padded on the left: greedy, or drawn with `seed` from the
+    TOP_K likeliest tokens. The global random state stays as it is."""
+    start = start_token(tokenizer)
+    rows = [[start, *encode(tokenizer, without_trailing_spaces(p))] for p in prompts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[start] * (width - len(r)) + r for r in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=model.device)
+    pad = tokenizer.pad_token_id
+    how = (
+        {"do_sample": False} if seed is None else {"do_sample": True, "top_k": TOP_K, "top_p": 1.0, "temperature": 1.0}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0 if seed is None else seed)
+        out = generate(
+            model,
+            ids,
+            mask,
+            max_new_tokens=new_tokens,
+            pad_token_id=start if pad is None else pad,
+            **how,
+        )
+    return [decode_after(tokenizer, row[:width], row[width:]) for row in out.tolist()]
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether the answer stands in the text, as whole words, in capitals or not."""
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def ngram_entropy(text: str) -> float:
+    """H_2 / 3 + 2 H_3 / 3 with H_n the entropy, in bits, of the distribution of the text's n-grams of words (Zhang et
+    al. 2018; weights as in ROME). Low where a text repeats itself; it also grows with the text's length."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    return (_entropy(words, 2) + 2 * _entropy(words, 3)) / 3
+
+
+def _entropy(words: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = counts.total()
+    return -sum(c / total * math.log2(c / total) for c in counts.values()) if total else 0.0

@@ -1,0 +1,82 @@
+"""What a suite compares: ways to make a model answer as a record wants, for as long as it is asked.
+
+A contender is a context manager. Inside it `engine.model` answers as taught; behind it the model is bit for bit as
+before. It may be entered while others are (edits in a row): it then comes on top of them, and is left before they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
+
+from ..editing.fact import asked
+from ..editing.inject_options import InjectOptions, Method
+from ..errors import NPTError
+from .records import Record
+
+if TYPE_CHECKING:
+    from ..editing.engine import EditableModel
+
+WITHOUT_EDIT = ("unedited", "prompt")
+"""What methods are compared with: the model as it is, and with the statement in front of every prompt."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What was done to the model."""
+
+    seconds: float = 0.0
+    """that the edit took, without what is made once per model"""
+    told: str = ""
+    """text that stands in front of every prompt while the record is asked"""
+    weights: bool = True
+    """whether weights changed; where they did not, nothing can have drifted and there is nothing to keep"""
+
+
+Contender = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raises NPTError for one that does not exist."""
+    known = (*WITHOUT_EDIT, *get_args(Method))
+    for method in methods:
+        if method not in known:
+            raise NPTError(f"method must be one of {', '.join(known)}, not {method!r}")
+
+
+def contender(method: str) -> Contender:
+    """The contender of that name: `unedited`, `prompt`, or a method of `InjectOptions` as it is by default."""
+    check_methods([method])
+    if method == "unedited":
+        return unedited
+    if method == "prompt":
+        return in_prompt
+    return injected(InjectOptions(method))  # type: ignore[arg-type]
+
+
+@contextmanager
+def unedited(engine: EditableModel, record: Record) -> Iterator[Taught]:
+    """The model as it is."""
+    yield Taught(weights=False)
+
+
+@contextmanager
+def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
+    """What context gives, and has to be paid for with every prompt."""
+    yield Taught(told=f"Fact: {record.statement}\n", weights=False)
+
+
+def injected(options: InjectOptions) -> Contender:
+    """An edit as `npt inject` makes it, behind all others. It is told the question and the answer, no subject."""
+
+    @contextmanager
+    def inject(engine: EditableModel, record: Record) -> Iterator[Taught]:
+        active = engine.ledger.active
+        (edit,) = engine.make([asked(record.prompt, record.new)], options, [f"eval-{len(active) + 1}"])
+        last = max((e.sequence for e in active), default=0)
+        with engine.only((*active, replace(edit, sequence=last + 1))):
+            yield Taught(edit.report["seconds"])
+
+    return inject

@@ -1,0 +1,146 @@
+"""The edits of a workspace as files: `edits/NAME.safetensors`, and those taken back in `edits/undone/`.
+
+An edit is undone by moving its file. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..console import note
+from ..editing.edit import Edit
+from ..errors import NPTError
+from .settings import read_settings
+
+
+class EditFiles:
+    """Those of one workspace folder, whose edits belong to the base with this content hash."""
+
+    def __init__(self, path: Path, base: str):
+        self.path, self.base = path, base
+
+    @property
+    def active(self) -> list[Path]:
+        return edit_files(self.path / "edits")
+
+    @property
+    def undone(self) -> tuple[str, ...]:
+        """Names of the edits that were taken back."""
+        return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
+
+    @property
+    def reserved(self) -> set[str]:
+        """Names of all edits, active and undone."""
+        return {f.stem for f in self._all()}
+
+    def next_sequence(self) -> int:
+        return 1 + max((read_edit_sequence(f) for f in self._all()), default=0)
+
+    def read(self, file: Path) -> Edit:
+        """Raises NPTError where the file is damaged, was renamed, or its edit is one of another base."""
+        edit = Edit.load(file)
+        if edit.base != self.base:
+            raise NPTError(f"{file} is an edit of another base model ({edit.base[:12]}, not {self.base[:12]})")
+        if edit.name != file.stem:
+            raise NPTError(f"{file} holds the edit {edit.name!r}; give the file its own name back")
+        return edit
+
+    def read_undone(self, name: str) -> Edit:
+        return self.read(self._undone(self._known_undone(name)))
+
+    def change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
+        """New edits, undone ones that become active, and active ones that become undone; all or nothing.
+
+        A kill in the middle leaves both an edit and the one that it replaces active, which opening the workspace mends.
+        """
+        takes_back: list[Callable[[], object]] = []
+
+        def move(source: Path, target: Path) -> None:
+            if target.exists():
+                raise NPTError(f"{target} is there already, and would be lost; move it away or give it another name")
+            source.rename(target)
+            takes_back.append(lambda: target.rename(source))
+
+        try:
+            for edit in write:
+                file = self._active(edit.name)
+                edit.save(file)
+                takes_back.append(file.unlink)
+            for edit in revive:
+                self._known_undone(edit.name)
+                move(self._undone(edit.name), self._active(edit.name))
+            for edit in retire:
+                if not self._active(edit.name).exists():
+                    raise NPTError(
+                        f"the file of edit {edit.name!r} is gone: another process has undone it; open the workspace "
+                        "again"
+                    )
+                move(self._active(edit.name), self._undone(edit.name))
+        except BaseException:
+            for take_back in reversed(takes_back):
+                take_back()
+            raise
+
+    def drop(self, name: str) -> None:
+        self._undone(self._known_undone(name)).unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time changes the folder; another one waits."""
+        from filelock import FileLock
+
+        with FileLock(self.path / ".lock"):
+            yield
+
+    def _active(self, name: str) -> Path:
+        return self.path / "edits" / f"{name}.safetensors"
+
+    def _undone(self, name: str) -> Path:
+        return self.path / "edits/undone" / f"{name}.safetensors"
+
+    def _known_undone(self, name: str) -> str:
+        if name not in self.undone:
+            hint = " (it is active; undo it first)" if name in self.reserved else ""
+            raise NPTError(f"there is no undone edit {name!r}{hint}; undone are: {', '.join(self.undone) or 'none'}")
+        return name
+
+    def _all(self) -> list[Path]:
+        return self.active + edit_files(self.path / "edits/undone")
+
+
+def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
+    """The active and the undone edits of a workspace folder, each in order."""
+    read_settings(path)
+    return read_edits(path / "edits"), read_edits(path / "edits/undone")
+
+
+def read_edits(folder: Path) -> list[Edit]:
+    """The edits whose files lie in one folder, in order. Files that cannot be read are left out, with a note."""
+    found = []
+    for file in edit_files(folder):
+        try:
+            found.append(Edit.load(file))
+        except NPTError as e:
+            note(f"npt: this edit is left out: {e}")
+    return sorted(found, key=lambda e: (e.sequence, e.name))
+
+
+def edit_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.safetensors"))
+
+
+def read_edit_sequence(file: Path) -> int:
+    """An edit's place in the order, from its file's header alone; 0 where the file is damaged, which takes no place.
+
+    Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as f:
+            return int(json.loads((f.metadata() or {})["npt"])["sequence"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return 0
