@@ -21,7 +21,7 @@ from neuroplastic.evaluation.edits import Row
 from neuroplastic.evaluation.evaluator import Examination
 from neuroplastic.evaluation.records import Record
 from neuroplastic.evaluation.result_store import Kept
-from neuroplastic.evaluation.suites import suite_named
+from neuroplastic.evaluation.suites import SUITES
 
 RECORDS = [
     Record("a", "The Bridge is in", "Madrid", "Paris", ("One finds it in",), (("The Tower is in", "Paris"),), "Bridge"),
@@ -129,7 +129,7 @@ def test_a_method_that_a_workspace_cannot_do_is_named(
 
 
 def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspace, tmp_path: Path) -> None:
-    suite = suite_named("counterfact")
+    suite = SUITES["counterfact"]
     kept = Kept(tmp_path / "s", {}, Row)
     grids = ({"layer": ("0",)}, {"search.steps": (1, 4), "search.rate": (0.5, 1e-6)})
     start = RomeSettings(layer="1", search=QUICK)

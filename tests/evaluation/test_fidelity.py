@@ -6,7 +6,8 @@ import pytest
 
 import neuroplastic as npt
 from families import tiny, tokens
-from neuroplastic.evaluation.fidelity import buckets, perplexity
+from neuroplastic.evaluation.fidelity import buckets
+from neuroplastic.text.perplexity import perplexity
 
 
 @pytest.mark.usefixtures("no_grad")

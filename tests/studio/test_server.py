@@ -414,7 +414,7 @@ def test_a_client_that_leaves_midway(client: httpx.Client, workspace: npt.Worksp
 
 
 def test_teaching_stopped_at_any_stage_changes_nothing(workspace: npt.Workspace) -> None:
-    form = Teach(FACT, method="token", paraphrases=("One sees the Bridge in",), neighbours=("Sushi is from",))
+    form = Teach(statement=FACT, method="token", paraphrases=("One sees the Bridge in",), neighbours=("Sushi is from",))
     stages = 0
 
     def stopping_at(number: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -28,7 +30,7 @@ def test_scores_are_those_of_each_row_alone(family: str) -> None:
         Continuation([0, 3, 4, 5, 6, 7, 8, 9, 10, 11], [12]),
         Continuation([0, 5, 6, 7], [8, 9]),
     ]
-    near = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}  # its attention softmax is in float32
+    near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}  # its attention softmax is in float32
     for row, found in zip(rows, score(model, rows), strict=True):
         logits = model(input_ids=torch.tensor([[*row.read, *row.wanted]])).logits[0]
         own = logits[len(row.read) - 1 : -1].log_softmax(-1)
