@@ -386,6 +386,31 @@ def test_an_undone_file_is_never_written_over(workspace: npt.Workspace) -> None:
     assert workspace.weights_hash() == before
 
 
+def test_edits_that_take_each_others_place_and_names_in_turn_come_out(plain: tuple[Any, Any]) -> None:
+    model, tokenizer = plain
+    before, engine = weights(model), npt.editable(model, tokenizer)
+    for fact, name in ((FACT, "one"), (OSLO, "two"), (FACT, "one"), (OSLO, "two")):
+        engine.inject(fact, "token", name)
+    for _ in range(4):
+        if engine.edits:
+            engine.edits[-1].undo()
+    assert not engine.edits
+    assert weights(model) == before
+
+
+def test_they_come_out_of_a_workspace_where_a_dropped_name_is_free_again(workspace: npt.Workspace) -> None:
+    before = workspace.weights_hash()
+    workspace.inject(FACT, method="token", name="one")
+    workspace.inject(OSLO, method="token", name="two")
+    workspace.drop("one")
+    workspace.inject(FACT, method="token", name="one")
+    for _ in range(3):
+        if workspace.edits:
+            workspace.undo(workspace.edits[-1].name)
+    assert not workspace.edits
+    assert workspace.weights_hash() == before
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, min_size=2, max_size=8))
 def test_any_order_of_answers_ends_in_the_weights_of_what_is_active(
@@ -404,11 +429,16 @@ def test_any_order_of_answers_ends_in_the_weights_of_what_is_active(
     fresh, _ = npt.load_base(tiny_base)
     Ledger(fresh).set_active(engine.edits)
     assert weights(fresh) == weights(model)
+    undone = 0
     for edit in reversed(engine.edits):
         while edit.active:
             edit.undo()
+            undone += 1
+            assert undone <= len(steps)  # an edit that is undone comes back only with the undoing of its successor
     while engine.edits:
         engine.edits[-1].undo()
+        undone += 1
+        assert undone <= len(steps)
     assert weights(model) == engine.sha256
 
 
