@@ -375,6 +375,18 @@ def test_a_kill_between_the_two_files_of_a_replacement_is_mended(workspace: npt.
     assert (opened.weights_hash(), opened.undone) == (after, ("madrid",))
 
 
+def test_a_damaged_file_of_a_replaced_edit_is_in_no_undos_way(
+    workspace: npt.Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.inject(FACT, name="madrid")
+    workspace.inject(OSLO, name="oslo")
+    (workspace.path / "edits" / "undone" / "madrid.safetensors").write_bytes(b"no")
+    workspace.undo("oslo")
+    assert workspace.edits == ()
+    assert workspace.weights_hash() == workspace.base.sha256
+    assert "the edit 'madrid', which 'oslo' replaced, does not come back" in capsys.readouterr().err
+
+
 def test_an_undone_file_is_never_written_over(workspace: npt.Workspace) -> None:
     workspace.inject(FACT, "token", "bridge")
     edits = workspace.path / "edits"
