@@ -147,8 +147,7 @@ class EditableModel:
         """
         with self.store.locked():
             found = self._active(edit)
-            before = [self.store.read_undone(name) for name in found.replaces if name in self.store.undone]
-            self._exchange(revive=[e for e in before if found.has_replaced(e)], retire=[found])
+            self._exchange(revive=self._replaced_by(found), retire=[found])
         return found
 
     def redo(self, edit: Edit | str) -> Edit:
@@ -171,6 +170,17 @@ class EditableModel:
                 )
             self._exchange(revive=[found], retire=[e for e in self.edits if found.has_replaced(e)])
         return found
+
+    def _replaced_by(self, edit: Edit) -> list[Edit]:
+        """The undone edits that made way for this one. One whose file cannot be read is left out, with a note."""
+        found = []
+        for name in edit.replaces:
+            if name in self.store.undone:
+                try:
+                    found.append(self.store.read_undone(name))
+                except NPTError as e:
+                    note(f"npt: the edit {name!r}, which {edit.name!r} replaced, does not come back: {e}")
+        return [e for e in found if edit.has_replaced(e)]
 
     def drop(self, name: str) -> None:
         """Deletes an undone edit for good."""
