@@ -375,6 +375,18 @@ def test_a_kill_between_the_two_files_of_a_replacement_is_mended(workspace: npt.
     assert (opened.weights_hash(), opened.undone) == (after, ("madrid",))
 
 
+def test_a_damaged_file_of_a_replaced_edit_is_in_no_undos_way(
+    workspace: npt.Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.inject(FACT, name="madrid")
+    workspace.inject(OSLO, name="oslo")
+    (workspace.path / "edits" / "undone" / "madrid.safetensors").write_bytes(b"no")
+    workspace.undo("oslo")
+    assert workspace.edits == ()
+    assert workspace.weights_hash() == workspace.base.sha256
+    assert "the edit 'madrid', which 'oslo' replaced, does not come back" in capsys.readouterr().err
+
+
 def test_an_undone_file_is_never_written_over(workspace: npt.Workspace) -> None:
     workspace.inject(FACT, "token", "bridge")
     edits = workspace.path / "edits"
@@ -383,6 +395,31 @@ def test_an_undone_file_is_never_written_over(workspace: npt.Workspace) -> None:
     with pytest.raises(npt.NPTError, match="is there already, and would be lost"):
         workspace.undo("bridge")
     assert (edits / "undone" / "bridge.safetensors").read_bytes() == b"mine"
+    assert workspace.weights_hash() == before
+
+
+def test_edits_that_take_each_others_place_and_names_in_turn_come_out(plain: tuple[Any, Any]) -> None:
+    model, tokenizer = plain
+    before, engine = weights(model), npt.editable(model, tokenizer)
+    for fact, name in ((FACT, "one"), (OSLO, "two"), (FACT, "one"), (OSLO, "two")):
+        engine.inject(fact, "token", name)
+    for _ in range(4):
+        if engine.edits:
+            engine.edits[-1].undo()
+    assert not engine.edits
+    assert weights(model) == before
+
+
+def test_they_come_out_of_a_workspace_where_a_dropped_name_is_free_again(workspace: npt.Workspace) -> None:
+    before = workspace.weights_hash()
+    workspace.inject(FACT, method="token", name="one")
+    workspace.inject(OSLO, method="token", name="two")
+    workspace.drop("one")
+    workspace.inject(FACT, method="token", name="one")
+    for _ in range(3):
+        if workspace.edits:
+            workspace.undo(workspace.edits[-1].name)
+    assert not workspace.edits
     assert workspace.weights_hash() == before
 
 
@@ -404,11 +441,16 @@ def test_any_order_of_answers_ends_in_the_weights_of_what_is_active(
     fresh, _ = npt.load_base(tiny_base)
     Ledger(fresh).set_active(engine.edits)
     assert weights(fresh) == weights(model)
+    undone = 0
     for edit in reversed(engine.edits):
         while edit.active:
             edit.undo()
+            undone += 1
+            assert undone <= len(steps)  # an edit that is undone comes back only with the undoing of its successor
     while engine.edits:
         engine.edits[-1].undo()
+        undone += 1
+        assert undone <= len(steps)
     assert weights(model) == engine.sha256
 
 

@@ -95,8 +95,12 @@ class Edit:
 
     @property
     def replaces(self) -> tuple[str, ...]:
-        """Names of the edits that it took the place of; they come back where it is undone."""
+        """Names of the edits that it took the place of; they come back when it is undone."""
         return tuple(self.report.get("replaces", ()))
+
+    def has_replaced(self, other: Edit) -> bool:
+        """Whether it took the place of that very edit, not of another one of its name."""
+        return other.id in self.report.get("replaced_ids", ())
 
     @property
     def asked(self) -> tuple[str, str] | None:

@@ -147,8 +147,7 @@ class EditableModel:
         """
         with self.store.locked():
             found = self._active(edit)
-            before = [name for name in found.replaces if name in self.store.undone]
-            self._exchange(revive=[self.store.read_undone(name) for name in before], retire=[found])
+            self._exchange(revive=self._replaced_by(found), retire=[found])
         return found
 
     def redo(self, edit: Edit | str) -> Edit:
@@ -165,12 +164,23 @@ class EditableModel:
                 raise NPTError(f"the edit {name!r} was dropped; another one has its name")
             if is_taken(name, (e.name for e in self.edits)):
                 raise NPTError(f"there is an active edit named {name!r}; undo it first")
-            if successors := [e.name for e in self.edits if name in e.replaces]:
+            if successors := [e.name for e in self.edits if e.has_replaced(found)]:
                 raise NPTError(
                     f"the edit {successors[0]!r} has taken the place of {name!r}; undo that one, and it comes back"
                 )
-            self._exchange(revive=[found], retire=[e for e in self.edits if e.name in found.replaces])
+            self._exchange(revive=[found], retire=[e for e in self.edits if found.has_replaced(e)])
         return found
+
+    def _replaced_by(self, edit: Edit) -> list[Edit]:
+        """The undone edits that made way for this one. One whose file cannot be read is left out, with a note."""
+        found = []
+        for name in edit.replaces:
+            if name in self.store.undone:
+                try:
+                    found.append(self.store.read_undone(name))
+                except NPTError as e:
+                    note(f"npt: the edit {name!r}, which {edit.name!r} replaced, does not come back: {e}")
+        return [e for e in found if edit.has_replaced(e)]
 
     def drop(self, name: str) -> None:
         """Deletes an undone edit for good."""
@@ -342,6 +352,7 @@ class EditableModel:
                 **_recalled(before[i], "before"),
                 "contradicts": list(plan.contradicted[i]),
                 "replaces": list(plan.replaced[i]),
+                "replaced_ids": [e.id for e in replaced if e.name in plan.replaced[i]],
             }
             options = plan.options
             made = (name, fact.statement, options.chosen_method, options.strength, self.sha256, 0, now)

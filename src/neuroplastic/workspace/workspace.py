@@ -196,11 +196,10 @@ class Workspace:
                 workspace.refused[file.stem] = str(e)
                 note(f"npt: this edit is left out: {e}")
         # a kill in the middle of a change can leave an edit active beside the one that replaces it
-        replaced = {name for e in readable for name in e.replaces}
-        if left := [e for e in readable if e.name in replaced]:
+        if left := [e for e in readable if any(other.has_replaced(e) for other in readable)]:
             with workspace.files.locked():
                 workspace.files.change(retire=left)
-        workspace.engine.load([e for e in readable if e.name not in replaced])
+        workspace.engine.load([e for e in readable if e.id not in {o.id for o in left}])
         return workspace
 
     # --- generators ----------------------------------------------------------------------------------------------
