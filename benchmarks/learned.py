@@ -36,11 +36,11 @@ from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
-from neuroplastic.evaluation.methods import contender, injected
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import editing_method, injected
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suite import SuiteName
 from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
@@ -125,8 +125,8 @@ def alone(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
-    suite, contenders = SUITES[name], {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
-    contenders["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
+    suite, compared = SUITES[name], {m: BASELINES[m] if m in BASELINES else editing_method(m) for m in methods}
+    compared["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
     settings = {
         "suite": name,
         "quick": options.quick,
@@ -134,15 +134,15 @@ def alone(
         "methods": methods,
         "base": engine.sha256,
     }
-    kept = None if options.report is None else Kept(options.report / name, settings, Row)
+    store = None if options.report is None else ResultStore(options.report / name, settings, Row)
     with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
-        found = summarise(evaluate(Examination(engine, suite), chosen, contenders, kept, step), suite, options.seed)
+        found = summarise(evaluate(Evaluator(engine, suite), chosen, compared, store, step), suite, options.seed)
     if not options.asked:
         return found
-    written = Examination(engine, suite, generate=True, seed=options.seed)
-    kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
+    written = Evaluator(engine, suite, generate=True, seed=options.seed)
+    store = None if options.report is None else ResultStore(options.report / f"{name}-written", settings, Row)
     with progress(f"{name}: free writing") as step:
-        rows = evaluate(written, chosen[: options.asked], {"learned": contenders["learned"]}, kept, step)
+        rows = evaluate(written, chosen[: options.asked], {"learned": compared["learned"]}, store, step)
     own = found["methods"]["learned"]["figures"]
     free = summarise(rows, suite, options.seed)["methods"]["learned"]["figures"]
     own |= {n: free[n] for n in ("es_gen", "ps_gen", "entropy")}
@@ -186,12 +186,12 @@ def in_place(
     facts = [asked(r.prompt, r.new) for r in taught]
     told = npt.InjectOptions("learned", quick=options.quick)
     suite = SUITES["counterfact"]
-    examination, written = Examination(engine, suite), OrdinaryText(engine, engine.text[1])
+    evaluator, written = Evaluator(engine, suite), OrdinaryText(engine, engine.text[1])
     read = OrdinaryText(engine, text_of_people(engine, options))
     settings = {"taught": [r.id for r in (*first, *more)], "asked": options.asked, "quick": options.quick}
     settings |= {"base": engine.sha256, "seed": options.seed}
-    kept = None if options.report is None else Kept(options.report / "kept", settings, Crowd)
-    known = {(c.edits, c.how): c for c in (kept.done if kept is not None else ())}
+    store = None if options.report is None else ResultStore(options.report / "kept", settings, Crowd)
+    known = {(c.edits, c.how): c for c in (store.done if store is not None else ())}
     found: list[Crowd] = []
     with progress("many edits in place") as step:
         for size in sizes:
@@ -201,13 +201,13 @@ def in_place(
             made = engine.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
-            examination.remember(some)
+            evaluator.remember(some)
             for how, edits in zip(HOW, (placed, [_added(e) for e in placed], []), strict=True):
                 with engine.only(edits):
-                    figures = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
+                    figures = summary([evaluator.ask(r) for r in some], suite.parts_of_s, options.seed)
                     found.append(Crowd(size, how, figures, *written.drift(), *read.drift()))
-                if kept is not None:
-                    kept.keep(found[-1])
+                if store is not None:
+                    store.keep(found[-1])
                 step(len(found), len(HOW) * len(sizes))
     return found
 

@@ -6,14 +6,14 @@ package itself.
 
 from __future__ import annotations
 
-from neuroplastic.evaluation.methods import Contender
+from neuroplastic.evaluation.methods import EditingMethod
 
 from .ft_l import ft_l
 from .lora import lora
 from .memit import memit, teach_all
 from .rome import rome
 
-BASELINES: dict[str, Contender] = {"ft_l": ft_l(), "lora": lora(), "rome": rome(), "memit": memit()}
+BASELINES: dict[str, EditingMethod] = {"ft_l": ft_l(), "lora": lora(), "rome": rome(), "memit": memit()}
 """By name, with the settings that search.py found; that of lora was not run to its end."""
 BATCHES = {"memit": teach_all}
 """Those that can teach many records by one call."""

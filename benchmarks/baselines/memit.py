@@ -28,7 +28,7 @@ from neuroplastic.editing.ledger import edited
 from neuroplastic.editing.methods.consolidate import ridge_factor
 from neuroplastic.editing.targets import Row
 from neuroplastic.errors import NPTError
-from neuroplastic.evaluation.methods import Contender, Taught
+from neuroplastic.evaluation.methods import EditingMethod, Taught
 from neuroplastic.structure import LayerParts, projection
 from neuroplastic.surgery import mode
 
@@ -53,7 +53,7 @@ class Settings:
     """of the beginnings"""
 
 
-def memit(settings: Settings | None = None) -> Contender:
+def memit(settings: Settings | None = None) -> EditingMethod:
     """The contender: one record alone. It is given the subject; raises NPTError for a record without one."""
     chosen = settings or Settings()
 

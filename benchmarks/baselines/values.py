@@ -49,7 +49,7 @@ def find_delta(
     """delta [d], added to what the down projection of `part` gives; its bound is in units of |v0|, `value` [d].
 
     Touches no weight. Tokens before the subject's last one depend on no delta; as in our own search they are read once
-    and cached, so that times compare methods. Raises NPTError where no answer depends on delta, as in the last layer.
+    and cached, so that times compare methods. Raises NPTError if no answer depends on delta, as in the last layer.
     """
     reader = Reader(model, [part], ["down"], [*rows, essence])
     size, delta = value.norm(), torch.zeros_like(value, requires_grad=True)

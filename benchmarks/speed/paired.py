@@ -122,7 +122,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], a
 
 
 def verdict(name: str, ratio: float, bars: Mapping[str, float] = BARS) -> str:
-    """Whether a bar is met; empty where there is none."""
+    """Whether a bar is met; empty if there is none."""
     if name not in bars:
         return ""
     return f"<= {bars[name]}: {'met' if ratio <= bars[name] else 'NOT MET'}"

@@ -64,7 +64,7 @@ def load_base(
     `spec` is a bundled name (`smollm2-135m`), a local folder, a `.gguf` file, or a Hugging Face id, looked up in this
     order; an id may end in `@revision`. `dtype` is the dtype of the weights in memory, `device` where they go (default:
     where transformers puts them); `from_pretrained` goes to transformers as it is (`device_map`, `attn_implementation`,
-    ...). Raises NPTError where nothing of that name can be loaded.
+    ...). Raises NPTError if nothing of that name can be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -163,7 +163,7 @@ def _refuse_part(name: str, parts: int) -> None:
 
 
 def _require_whole(what: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
-    """Raises NPTError where files and configuration do not describe one model.
+    """Raises NPTError if files and configuration do not describe one model.
 
     `found` is what transformers reports of loading: it fills tensors that the files lack, or hold in another shape,
     with random numbers, and leaves out tensors that the configuration has no place for. Tied weights, and tensors that
@@ -195,7 +195,7 @@ def _require_whole(what: str, model: PreTrainedModel, found: Mapping[str, Any]) 
 
 
 def _refuse_homeless(what: str, model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Raises NPTError where there are such names: tensors of a file that loading left out."""
+    """Raises NPTError if there are such names: tensors of a file that loading left out."""
     if names:
         raise NPTError(
             f"{what} is not the model that its configuration describes: the files hold {_listed(sorted(names))}, for "
@@ -204,7 +204,7 @@ def _refuse_homeless(what: str, model: PreTrainedModel, names: Sequence[str]) ->
 
 
 def require_finite_weights(what: str, model: PreTrainedModel, dtype: str) -> None:
-    """Raises NPTError where a weight is not a number: the file is damaged, or the dtype too narrow for it."""
+    """Raises NPTError if a weight is not a number: the file is damaged, or the dtype too narrow for it."""
     bad = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     if bad:
         hint = " or do not fit into float16; use bfloat16 or float32" if dtype == "float16" else ""

@@ -33,7 +33,7 @@ class LayerParts:
     attention_end: nn.Module
     """the module whose output is a: attention, or a norm behind it"""
     norm: nn.Module | None
-    """n(.), the norm in front of the MLP; None where the MLP reads the residual stream itself"""
+    """n(.), the norm in front of the MLP; None if the MLP reads the residual stream itself"""
     mlp: nn.Module
     norm_behind_mlp: nn.Module | None
     attention_scale: float
@@ -41,7 +41,7 @@ class LayerParts:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers. Raises NPTError where the model has none."""
+    """The list of decoder layers. Raises NPTError if the model has none."""
     whole: Any = model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else whole
     config = getattr(whole, "config", None)
@@ -66,7 +66,7 @@ def mlp_of(layer: nn.Module) -> nn.Module:
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
-    """The softmax attention of a decoder layer, with queries and an o_proj; None where it has none."""
+    """The softmax attention of a decoder layer, with queries and an o_proj; None if it has none."""
     for child in layer.children():
         owned = {name for name, _ in child.named_children()}
         recurrent = {"A_log", "dt_bias"} & set(dict(child.named_parameters(recurse=False))) or "conv1d" in owned
@@ -78,7 +78,7 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:
     """The parts of the chosen layers. Runs one forward over four tokens; changes nothing.
 
-    Raises NPTError, naming layer and cause, where a layer's structure is not one that modulation can carry.
+    Raises NPTError, naming layer and cause, if a layer's structure is not one that modulation can carry.
     """
     layers = decoder_layers(model)
     found = [(i, layers[i], _attention(i, layers[i]), _mlp(i, layers[i])) for i in indices]

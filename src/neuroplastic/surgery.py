@@ -170,7 +170,7 @@ def _subclass(role: type, cls: type[nn.Module]) -> type[nn.Module]:
 def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Module:
     """Makes the chosen layers of `model` plastic, in place, in dynamic mode, and returns it.
 
-    Raises NPTError, with nothing changed, where a layer's structure, a second conversion or a combination of axes
+    Raises NPTError, with nothing changed, if a layer's structure, a second conversion or a combination of axes
     stands in the way.
     """
     config = config or PlasticityConfig()

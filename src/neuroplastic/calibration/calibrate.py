@@ -58,7 +58,7 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
     """Fits the low-rank generators of a workspace in closed form and saves them in it.
 
     A workspace with analytic generators gets low-rank ones. Edits stay as they are; the fit is to the base without
-    them. Raises NPTError, with nothing changed, where the text cannot be read or the settings have no closed form.
+    them. Raises NPTError, with nothing changed, if the text cannot be read or the settings have no closed form.
     """
     options = options or CalibrateOptions()
     config = _low_rank(workspace.config, options)

@@ -54,7 +54,7 @@ class Solution:
 
 
 def check_calibratable(config: PlasticityConfig) -> None:
-    """Raises NPTError where some layer has no closed form."""
+    """Raises NPTError if some layer has no closed form."""
     for own in (config, *map(config.at, config.overridden)):
         if own.key == "learned":
             raise NPTError(

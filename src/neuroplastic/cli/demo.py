@@ -87,7 +87,7 @@ def _story(console: Terminal, path: Path) -> dict[str, Any]:
         f"at most {max(norms):.2%} in any of the {len(norms)} projections"
     )
 
-    _title(console, "4  Asked without the fact in the prompt")
+    _title(console, "4  Query without the fact in the prompt")
     after, ppl_after = _answers(ws), perplexity(ws.model, text)
     answers = [
         {"what": what, "prompt": prompt, "before": b, "after": a}

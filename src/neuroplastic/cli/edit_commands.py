@@ -78,7 +78,7 @@ def _facts(
     file: Path | None,
     name: str | None,
 ) -> tuple[list[str | None], list[Fact]]:
-    """The facts that the options of `inject` name, and their names. Raises NPTError where they do not go together."""
+    """The facts that the options of `inject` name, and their names. Raises NPTError if they do not go together."""
     from ..editing.fact import asked, fact_of, read_facts
 
     given = [o for o, v in (("STATEMENT", statement), ("--ask", ask), ("--from", file)) if v is not None]

@@ -54,19 +54,19 @@ def edits(
         report: Folder for report.html, summary.json, summary.csv and rows.jsonl. A run that was cut off goes on from
             there.
     """
-    from ..evaluation.methods import contender
+    from ..evaluation.methods import editing_method
     from ..evaluation.records import choose, read_records
     from ..evaluation.run import run_suite
     from ..evaluation.suites import SUITES
 
-    contenders = {m: contender(m) for m in (m.strip() for m in method.split(",")) if m}
+    methods = {m: editing_method(m) for m in (m.strip() for m in method.split(",")) if m}
     chosen = SUITES[suite]
     records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)
     options = (Path(data).name, seed, sequential is not None, generate, report, malformed)
-    found = run_suite(open_workspace(workspace).engine, chosen, records, contenders, *options)
+    found = run_suite(open_workspace(workspace).engine, chosen, records, methods, *options)
     wide = ("S", *chosen.parts_of_s)
     return show_result(json, found, lambda console, r: printing.evaluation(console, r, wide, chosen.shown))
 

@@ -233,7 +233,7 @@ class Names(Completer):
 
 
 def _text_and_options(rest: str) -> tuple[str, str]:
-    """A text as it stands, without the quotes around all of it, and the options after it. Raises NPTError where a
+    """A text as it stands, without the quotes around all of it, and the options after it. Raises NPTError if a
     double quote opens a quotation that nothing closes."""
     quoted = [q.span() for q in QUOTED.finditer(rest)]
 

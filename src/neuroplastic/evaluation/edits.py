@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..console import Progress
-from .evaluator import Examination
+from .evaluator import Evaluator
 from .memory import peak_memory
-from .methods import Contender
+from .methods import EditingMethod
 from .ordinary import OrdinaryText
 from .records import Record
-from .result_store import Kept
+from .result_store import ResultStore
 from .suite import Suite
 from .summary import harmonic, summary
 
@@ -34,10 +34,10 @@ class Row:
 
 
 def evaluate(
-    examination: Examination,
+    evaluator: Evaluator,
     records: Sequence[Record],
-    contenders: Mapping[str, Contender],
-    kept: Kept[Row] | None = None,
+    methods: Mapping[str, EditingMethod],
+    store: ResultStore[Row] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Every record under every contender, each alone.
@@ -45,38 +45,38 @@ def evaluate(
     Rows that are `kept` are not made again, and new ones are kept. A contender is entered once before it is measured,
     so that what is made once per model, and imports, count for none of its edits.
     """
-    known = {(r.method, r.record): r for r in (kept.done if kept is not None else ())}
+    known = {(r.method, r.record): r for r in (store.done if store is not None else ())}
     rows, ordinary = [], None
-    for method, teach in contenders.items():
+    for method, teach in methods.items():
         warm = False
         for record in records:
             row = known.get((method, record.id))
             if row is None:
-                examination.remember([record])
-                ordinary = ordinary or OrdinaryText(examination.engine)
+                evaluator.remember([record])
+                ordinary = ordinary or OrdinaryText(evaluator.engine)
                 if not warm:
-                    with teach(examination.engine, record):
+                    with teach(evaluator.engine, record):
                         warm = True
-                row = Row(method, record.id, _alone(examination, record, teach, ordinary))
-                if kept is not None:
-                    kept.keep(row)
+                row = Row(method, record.id, _alone(evaluator, record, teach, ordinary))
+                if store is not None:
+                    store.keep(row)
             rows.append(row)
             if progress is not None:
-                progress(len(rows), len(contenders) * len(records))
+                progress(len(rows), len(methods) * len(records))
     return rows
 
 
-def _alone(examination: Examination, record: Record, teach: Contender, ordinary: OrdinaryText) -> dict[str, float]:
+def _alone(evaluator: Evaluator, record: Record, teach: EditingMethod, ordinary: OrdinaryText) -> dict[str, float]:
     with ExitStack() as stack:
         with peak_memory() as peak:
-            taught = stack.enter_context(teach(examination.engine, record))
-        figures = examination.ask(record, taught.told)
+            taught = stack.enter_context(teach(evaluator.engine, record))
+        figures = evaluator.ask(record, taught.told)
         if taught.weights:
             figures |= {"seconds": taught.seconds, **ordinary.drift()._asdict()}
             if peak.bytes is not None:
                 figures["peak"] = float(peak.bytes)
             else:
-                examination.missing.add(str(peak.missing))
+                evaluator.missing.add(str(peak.missing))
     return figures
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Examination:
+class Evaluator:
     """Made before anything is taught; `remember` is called on the model as it was, `ask` on the model as taught."""
 
     engine: EditableModel

@@ -49,7 +49,7 @@ class Fidelity(Agreement):
     by_position: dict[str, Agreement]
     """over tokens with so many in front of them, the start token included: 1, 2-3, 4-7, ..."""
     by_layer: dict[str, Agreement]
-    """with this layer alone dynamic, the others standard; empty where it was not asked for"""
+    """with this layer alone dynamic, the others standard; empty if it was not asked for"""
     usage: dict[str, Usage]
     """what tokens use of the layers whose generators choose components, or tokens"""
 

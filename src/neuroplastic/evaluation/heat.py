@@ -26,7 +26,7 @@ def modulation_norms(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """|dW|_F = sqrt(sum over sites of |sum_k v_b v_a^T|_F^2) of every plastic layer (of all, analytic `dual`, where the
     model is not converted) and every token. The start token in front is left out: it is the attention sink.
 
-    Raises NPTError where activations are modulated, not weights.
+    Raises NPTError if activations are modulated, not weights.
     """
     own = encode(tokenizer, statement)
     ids = torch.tensor([[start_token(tokenizer), *own]], device=model.device)

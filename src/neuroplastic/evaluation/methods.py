@@ -35,7 +35,7 @@ class Taught:
     """whether weights changed; where they did not, nothing can have drifted and there is nothing to keep"""
 
 
-Contender = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
+EditingMethod = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def check_methods(methods: Sequence[str]) -> None:
             raise NPTError(f"method must be one of {', '.join(known)}, not {method!r}")
 
 
-def contender(method: str) -> Contender:
+def editing_method(method: str) -> EditingMethod:
     """The contender of that name: `unedited`, `prompt`, or a method of `InjectOptions` as it is by default."""
     check_methods([method])
     if method == "unedited":
@@ -68,7 +68,7 @@ def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
     yield Taught(told=f"Fact: {record.statement}\n", weights=False)
 
 
-def injected(options: InjectOptions) -> Contender:
+def injected(options: InjectOptions) -> EditingMethod:
     """An edit as `npt inject` makes it, behind all others. It is told the question and the answer, no subject."""
 
     @contextmanager

@@ -113,7 +113,7 @@ def read_records(
 
     `source` is a JSON file with a list; else a folder or a Hugging Face id that the `datasets` library reads, with
     `:SPLIT` behind it where there are several. `parse` makes a record of an entry and of the id it has if it names
-    none. Raises NPTError where the source cannot be read, and where all that it holds is malformed.
+    none. Raises NPTError if the source cannot be read, and where all that it holds is malformed.
     """
     records: list[Record] = []
     malformed, known = {}, set()
@@ -172,7 +172,7 @@ def _dataset(source: str) -> list[Any]:
 
 
 def choose(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
-    """The first `limit` records of a seeded shuffle. Raises NPTError where there is none."""
+    """The first `limit` records of a seeded shuffle. Raises NPTError if there is none."""
     if limit is not None and limit < 1:
         raise NPTError(f"limit must be at least 1, not {limit}")
     shuffled = list(records)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SuiteName = Literal["counterfact", "zsre"]
 Reference = list[list[int]]
-"""What the unedited model says to each neighbour, in tokens; empty where a suite does not compare with it."""
+"""What the unedited model says to each neighbour, in tokens; empty if a suite does not compare with it."""
 
 
 def no_reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:

@@ -36,7 +36,7 @@ class Measured:
     preset: str
     generator: str
     np_rank: int | None
-    """None where the generator has no bottleneck"""
+    """None if the generator has no bottleneck"""
     parameters: int
     fidelity: Fidelity | None
     refused: str | None

@@ -191,7 +191,7 @@ class LowRankWeights(LowRank):
         return added
 
     def component_weights(self, s: Signals) -> Tensor | None:
-        """w [n, k] of all tokens in a row; None where all are 1."""
+        """w [n, k] of all tokens in a row; None if all are 1."""
         if self.weights is None:
             return None
         if "weights" not in s.codes:
@@ -216,7 +216,7 @@ class LowRankWeights(LowRank):
         return (projection(rows) - projection(torch.zeros_like(rows[:1]))).T  # a bias cancels
 
     def scales(self, s: Signals) -> Tensor | None:
-        """g w_k [..., k]: what each component's payload is multiplied by; None where all are 1."""
+        """g w_k [..., k]: what each component's payload is multiplied by; None if all are 1."""
         w, g = self.component_weights(s), self.openness(s)
         shape = (*s.a.shape[:-1], self.config.num_ranks)
         scale = None if w is None else w.view(shape)

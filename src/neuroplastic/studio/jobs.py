@@ -81,7 +81,7 @@ class Job:
         self._stopped.set()
 
     def tell(self, event: Event) -> None:
-        """From the worker. Raises Stopped where the work is to end."""
+        """From the worker. Raises Stopped if the work is to end."""
         if self._stopped.is_set():
             raise Stopped("stopped; nothing was changed")
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -109,7 +109,7 @@ class Job:
         return self.value
 
 
-class Desk:
+class JobQueue:
     """Takes works and does them in the order in which they came. Made on the event loop."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Desk:
     def submit(self, what: str, work: Work, changes: bool = False) -> Job:
         """`what` is shown on every page while it is done; `changes` says that the edits are others afterwards.
 
-        Raises Busy where too much is waiting, and Stopped once the desk is closed.
+        Raises Busy if too much is waiting, and Stopped once the desk is closed.
         """
         if self._closed:
             raise Stopped("the studio is closing")

@@ -20,7 +20,7 @@ from ..text.generation import UNFINISHED, Written
 from ..text.token_scores import Likely, Scored, Scores
 from ..text.tokens import context_length
 from .asking import Side
-from .jobs import Desk, Event, Tell
+from .jobs import Event, JobQueue, Tell
 from .requests import Chat, Completion, Kind, read
 from .stream import STATUS, answer, event_line, events, finished, told
 
@@ -39,8 +39,8 @@ Made = tuple[Written, list[Scored] | None]
 class OpenAI:
     """The three endpoints on one workspace."""
 
-    def __init__(self, ws: Workspace, desk: Callable[[], Desk]):
-        self.ws, self.desk = ws, desk
+    def __init__(self, ws: Workspace, jobs: Callable[[], JobQueue]):
+        self.ws, self.jobs = ws, jobs
         self.name = Path(ws.base.spec).name
         self.since = int(time.time())
 
@@ -67,7 +67,7 @@ class OpenAI:
             if (side := self._side(asked.model)) is None:
                 return self._no_model(asked.model)
             work = self._work(kind, asked, side)
-            job = self.desk().submit("answering a client", work)
+            job = self.jobs().submit("answering a client", work)
             if not asked.stream:
                 return answer(_Answer(kind, asked.model).whole(*await finished(request, job)))
             waiting = job.events()

@@ -112,7 +112,7 @@ class Sampled:
     @property
     def alternatives(self) -> int | None:
         """How many likeliest tokens are named at the place of each, beside its own log-probability; None for none of
-        this. Raises NPTError where it is out of range."""
+        this. Raises NPTError if it is out of range."""
         raise NotImplementedError
 
     @property
@@ -153,7 +153,7 @@ class Chat(Sampled):
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages as a chat template takes them. Raises NPTError where one is none."""
+        """The messages as a chat template takes them. Raises NPTError if one is none."""
         if not self.messages:
             raise NPTError("messages is empty")
         return [_message(m) for m in self.messages]
@@ -166,7 +166,7 @@ class Chat(Sampled):
 
 
 def read(form: type[Completion | Chat], data: Mapping[str, Any]) -> Completion | Chat:
-    """The request. Raises NPTError where it is malformed, or asks for what this server does not have."""
+    """The request. Raises NPTError if it is malformed, or asks for what this server does not have."""
     kind: Kind = "completion" if form is Completion else "chat"
     neutral, kept = {**NEUTRAL, **OF_ONE_KIND[kind]}, {}
     for name, value in data.items():
@@ -199,7 +199,7 @@ def _alternatives(kind: Kind, name: str, wanted: int) -> int:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Role, content and what else a message says. Raises NPTError where it has no role, or its content is no text."""
+    """Role, content and what else a message says. Raises NPTError if it has no role, or its content is no text."""
     role = message.get("role")
     if not isinstance(role, str) or not role.strip():
         raise NPTError(

@@ -27,7 +27,7 @@ UNFINISHED, BYTES = "�", 3  # what a character decodes to while some of its by
 
 @dataclass(frozen=True)
 class Writing:
-    """How a continuation is written. Raises NPTError where a setting is out of range."""
+    """How a continuation is written. Raises NPTError if a setting is out of range."""
 
     max_new_tokens: int = 32
     """Length at which it ends at the latest."""
@@ -98,7 +98,7 @@ def write(
     """Goes on from `ids`, with the model in the mode that it is in. The pieces told, joined, are the text; `scores` is
     given the log-probability of every token, before the piece is told that it is in.
 
-    Raises NPTError where prompt and continuation do not fit into the model's context.
+    Raises NPTError if prompt and continuation do not fit into the model's context.
     """
     if len(ids) + how.max_new_tokens > (room := context_length(model)):
         raise NPTError(
@@ -132,7 +132,7 @@ def write(
 def generate(model: PreTrainedModel, ids: Tensor, mask: Tensor, **settings: Any) -> Tensor:
     """The model's own `generate` on prompts (N, T), which obeys these settings and nothing else.
 
-    Raises NPTError where the model's logits are not finite numbers.
+    Raises NPTError if the model's logits are not finite numbers.
     """
     with own_settings_ignored(model):
         out: Tensor = model.generate(input_ids=ids, attention_mask=mask, logits_processor=[_finite], **settings)
@@ -162,7 +162,7 @@ def own_settings_ignored(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Teller:
-    """Asked behind every token whether to stop; tells what is new of the text, except what may still change: a
+    """Query behind every token whether to stop; tells what is new of the text, except what may still change: a
     character without all of its bytes, and what may be the beginning of a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, stop: Sequence[str], tell: Tell):

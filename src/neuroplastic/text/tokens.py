@@ -27,7 +27,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that opens every sequence, and takes the attention sink upon itself.
 
     The BOS token where the tokenizer itself puts it in front of text, else the token between documents
-    (<|endoftext|>), else whatever BOS or EOS there is. Raises NPTError where there is none of these.
+    (<|endoftext|>), else whatever BOS or EOS there is. Raises NPTError if there is none of these.
     """
     bos = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
@@ -49,7 +49,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def require_finite(logits: Tensor) -> None:
-    """Raises NPTError where a model's logits (..., vocabulary) are no numbers, as in a dtype too narrow for it."""
+    """Raises NPTError if a model's logits (..., vocabulary) are no numbers, as in a dtype too narrow for it."""
     if not bool(logits.amax(-1).isfinite().all()):  # single tokens may be ruled out by -inf
         raise NPTError(
             f"the model's logits are not finite numbers in {str(logits.dtype).removeprefix('torch.')}: its values "

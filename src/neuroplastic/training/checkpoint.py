@@ -60,7 +60,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> bool:
-    """Whether a training has begun in `folder`. Raises NPTError where it is another one, or not to be gone on with."""
+    """Whether a training has begun in `folder`. Raises NPTError if it is another one, or not to be gone on with."""
     found = checkpoints(folder)
     if found and not resume:
         raise NPTError(f"{folder} holds a training already; go on with it by --resume, or choose another folder")
@@ -85,7 +85,7 @@ def load_checkpoint(
 ) -> tuple[Progressed, dict[str, Tensor]]:
     """Puts a checkpoint back; returns how far it had come, and what the task kept.
 
-    Raises NPTError, with nothing changed, where the file is damaged or belongs to a training with other settings.
+    Raises NPTError, with nothing changed, if the file is damaged or belongs to a training with other settings.
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "checkpoint" or metadata.get("format") != FORMAT:

@@ -44,7 +44,7 @@ from ..capture import adding
 from ..console import progress
 from ..editing.engine import EditableModel
 from ..editing.injector import Injector, Proposal, Subject, read_statements
-from ..editing.joint_solve import solve_together
+from ..editing.joint_solve import joint_rows
 from ..structure import projection
 from ..surgery import mode
 from ..text.scoring import batches_of_like_length
@@ -266,7 +266,7 @@ class Injection:
             keys = found.K if K is None else torch.cat([K, found.K])
             rows = found.A if K is None else torch.cat([self.injector.rows(K, self.engine.whitening), found.A])
             ridge = self.injector.config.ridge
-            G = [solve_together(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
+            G = [joint_rows(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
             n = 0 if K is None else len(K)
             dense = [G[i][:n].T @ V[:, i] for i in range(keys.shape[1])] if V is not None else None
 
@@ -348,7 +348,7 @@ class _Crowd:
         self.subject = torch.cat([self.subject, _hashed(subjects)])[-self.most :]
 
     def draw(self, rng: random.Random, count: int, without: Sequence[str | None]) -> tuple[Tensor, Tensor] | None:
-        """Up to `count` of them about other subjects; None where there is none."""
+        """Up to `count` of them about other subjects; None if there is none."""
         free = (~torch.isin(self.subject, _hashed(without))).nonzero()[:, 0].tolist()
         chosen = sorted(rng.sample(free, min(count, len(free))))
         return (self.K[chosen], self.V[chosen]) if chosen else None

@@ -70,7 +70,7 @@ def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
 
     A .json file holds CounterFact records (full or flat), zsRE's or KnowEdit's; a .jsonl file objects with `question`
     and `answer`, or `statement` (split at its answer, else at its last word or name), and optionally `wordings` (other
-    questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError where a file holds none
+    questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError if a file holds none
     of these.
     """
     if path.suffix == ".jsonl":

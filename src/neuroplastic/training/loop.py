@@ -70,7 +70,7 @@ def run(
     """Trains to the end, in `folder`, and returns the last measurement. `described` are further settings that a resumed
     training must have in common with the one that began.
 
-    Raises NPTError where the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
+    Raises NPTError if the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
     where gradients stay infinite, with the last good checkpoint kept.
     """
     accelerator = _accelerator(settings, folder)

@@ -159,7 +159,7 @@ class Streamed:
 
 
 def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: int) -> Shuffled:
-    """Texts in memory, each a list of tokens, as rows. Raises NPTError where they hold nothing."""
+    """Texts in memory, each a list of tokens, as rows. Raises NPTError if they hold nothing."""
     rows = list(pack(texts, start, length))
     if not rows:
         raise NPTError("the data hold no text to train on")
@@ -168,7 +168,7 @@ def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: in
 
 def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
     """The texts of a data set behind a number of its entries, streamed. `name` is a Hugging Face id, or a folder of
-    files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError where it cannot be read, now or later."""
+    files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError if it cannot be read, now or later."""
     need_extra("eval", "datasets", reason=f"there is no file {name!r}; to read it as a dataset")
     import datasets
 

@@ -94,7 +94,7 @@ class TrainSettings(LoopSettings):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the teacher, mixed and student stages. Raises NPTError where one is no number."""
+        """Of the teacher, mixed and student stages. Raises NPTError if one is no number."""
         try:
             return tuple(float(part) for part in self.curriculum.split(","))
         except ValueError:

@@ -45,7 +45,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
     """Trains the low-rank generators of a workspace, saves them in it, and returns what was measured before and after.
 
     Log, checkpoints and report.html are in training/generators of the workspace. Its edits are taken out of the weights
-    meanwhile. Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down; the
+    meanwhile. Raises NPTError for bad input, before anything is done, and CheckFailed if training broke down; the
     workspace then keeps the generators that it had.
     """
     settings = launched(settings or TrainSettings())
@@ -168,7 +168,7 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
 
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
-    """The configuration to train. Raises NPTError where it cannot be."""
+    """The configuration to train. Raises NPTError if it cannot be."""
     given = {f: getattr(settings, f) for f in ("layers", "np_rank", "num_ranks") if getattr(settings, f) is not None}
     before = workspace.config
     if settings.init == "workspace" and (given or before.generator == "analytic"):
