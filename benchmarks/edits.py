@@ -124,7 +124,7 @@ def context_tokens(
     for name in told.keys() & set(WITHOUT_EDIT):  # the others say it in weights
         for record in records:
             with methods[name](engine, record) as taught:
-                told[name] += len(encode(engine.tokenizer, taught.told)) / len(records)
+                told[name] += len(encode(engine.tokenizer, taught.context)) / len(records)
     return told
 
 

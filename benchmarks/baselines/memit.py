@@ -75,7 +75,7 @@ def teach_all(
     chosen = settings or Settings()
     parts = [engine.parts[i] for i in parse_layers(chosen.layers, len(engine.parts))]
     for part in parts:
-        if part.norm_behind_mlp is not None:
+        if part.norm_after_mlp is not None:
             raise NPTError(f"layer {part.index} has a norm behind its MLP, so MEMIT's residual cannot be handed to it")
     text, _ = engine.text[0], engine.whitening  # once per model, so not part of the edits' time
     began = time.perf_counter()

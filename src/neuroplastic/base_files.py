@@ -59,7 +59,7 @@ def model_files(source: str) -> list[Path]:
 def holds(source: str, state: Mapping[str, Tensor]) -> bool | None:
     """Whether the files of `source` hold exactly these tensors, read one at a time and converted to their dtypes.
 
-    None if that cannot be said: the files name their tensors otherwise than the model does.
+    None if that cannot be known, because the files name their tensors otherwise than the model does.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -121,7 +121,7 @@ class PlasticityConfig:
     layer's attention output (adaptive rank)."""
 
     top_ranks: int | None = None
-    """With rank_weights=attention only so many components of each token, the most wanted; the others cost nothing."""
+    """With rank_weights=attention, the number of components of each token that are used; the others cost nothing."""
 
     gate: GateKind = "none"
     """`learned`: a number in [0, 1] per token, from the MLP's input and the attention output, scales its modulation

@@ -35,8 +35,8 @@ def printable(text: str) -> str:
 def as_json(data: Any) -> str:
     """`data` as JSON on one line, whatever its reader takes for the end of a line: U+0085, U+2028 and U+2029, at which
     many split, are escaped, and so is what JSON itself lets through but no terminal or encoding takes."""
-    said = json.dumps(data, ensure_ascii=False)
-    return _ESCAPED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", said)
+    text = json.dumps(data, ensure_ascii=False)
+    return _ESCAPED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:

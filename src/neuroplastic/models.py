@@ -150,8 +150,8 @@ def choice() -> str:
 def _reason(e: Exception) -> str:
     """What an exception says, on one line, with its kind where that is no sentence."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return said if said and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {said}"
+    message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return message if message and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {message}"
 
 
 def _refuse_part(name: str, parts: int) -> None:

@@ -35,7 +35,7 @@ class Seen:
     u: Tensor
     """output of the up projection (B, T, f)"""
     y: Tensor
-    """output of the MLP (B, T, d), before any norm behind it"""
+    """output of the MLP (B, T, d), before any norm that follows"""
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Seen:
         """The same layer at some of its tokens."""

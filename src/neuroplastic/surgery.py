@@ -56,7 +56,7 @@ class Plasticity(nn.Module):
         self.leader = self.state
         """of the layer that makes the group's coarse code"""
         self.swapped: list[tuple[nn.Module, type[nn.Module]]] = []
-        # behind a plain object: the layer owns these modules, registering them here would rename keys
+        # held by a plain object: the layer owns these modules, and registering them here would rename keys
         self.parts = parts
         self.probe: Probe | None = None
 
@@ -183,9 +183,9 @@ def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Modu
             f"layer {stray[0]} has settings of its own, but is not among the plastic layers ({config.layers})"
         )
     for p in parts:
-        if config.at(p.index).axes.attention_residual == "drop" and p.norm_behind_mlp is not None:
+        if config.at(p.index).axes.attention_residual == "drop" and p.norm_after_mlp is not None:
             raise NPTError(
-                f"attention_residual='drop' on layer {p.index}: a norm behind the MLP would rescale the attention "
+                f"attention_residual='drop' on layer {p.index}: a norm after the MLP would rescale the attention "
                 "output that the MLP has to carry; use attention_residual='keep' (dual, single or v1)"
             )
     groups = groups_of(config, indices)

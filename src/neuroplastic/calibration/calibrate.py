@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WINDOW = 128
 """Tokens per row that texts of a file are cut into."""
 SENSITIVE_ROWS = 16
-"""So many rows say how much an error behind each layer costs."""
+"""Number of rows from which the cost of an error after each layer is measured."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class CalibrateOptions:
     """Text file (paragraphs) or .jsonl with a text field. Default: text that the model writes itself, once."""
 
     tokens: int = 24_576
-    """At most about so many tokens of it are read."""
+    """Number of its tokens, at most, that are read, approximately."""
 
     np_rank: int | Literal["auto"] | None = None
     """Width of every layer's bottleneck, or `auto`: spent over the layers where it lowers the output error most.

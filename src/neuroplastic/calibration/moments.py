@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 SLOPED = 8
-"""Each so-manieth position serves for the slopes, of which only a mean over all hidden units is used."""
+"""Every Nth position serves for the slopes, of which only a mean over all hidden units is used."""
 
 
 class Moments:
@@ -44,7 +44,7 @@ class Moments:
         if self.shares:
             self._s0, self._t0, self._carried0 = (zeros(d_model, d_model) for _ in range(3))
         self._sloped, self._slopes = 0, zeros()
-        self._behind, self._stream = 0, zeros()
+        self._streamed, self._stream = 0, zeros()
 
     def add(self, seen: Seen, s0: Tensor | None = None) -> Tensor:
         """Takes in the tokens of one forward pass; s_0 [n, d] is s where None. Returns s [n, d]."""
@@ -76,7 +76,7 @@ class Moments:
         self._sloped += seen.g[:, ::SLOPED].shape[:2].numel()
         stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
         self._stream += stream.square().sum()
-        self._behind += len(stream)
+        self._streamed += len(stream)
         return s
 
     @property
@@ -121,8 +121,8 @@ class Moments:
 
     @property
     def stream(self) -> float:
-        """E|h + a|^2 of the residual stream in front of the MLP, without the first position, an attention sink."""
-        return float(self._stream / max(1, self._behind))
+        """E|h + a|^2 of the residual stream before the MLP, without the first position, an attention sink."""
+        return float(self._stream / max(1, self._streamed))
 
 
 @torch.no_grad()

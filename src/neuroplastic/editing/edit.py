@@ -58,8 +58,8 @@ class Edit:
     """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty if
     the method has none"""
     rho: float | None = None
-    """strength of the joint solution with the other edits that have the same one (joint_solve.py); None for an edit whose
-    factors are added as they are"""
+    """strength of the joint solution with the other edits that have the same one (joint_solve.py); None for an edit
+    whose factors are added as they are"""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """what identifies the edit; a name or a number may be given to a later one again"""
     home: weakref.ref[EditableModel] | None = field(default=None, repr=False, compare=False)

@@ -7,7 +7,8 @@ Edit i asks that a projection gives v_i more at its key k_i. Alone, its update i
 which answers at its key by d_i / (rho + d_i). That is nearly the whole of v_i if the key is unlike ordinary text, whose
 own d is d_in on average, and little if the key is like it, as at a common last token, where the update would act on
 ordinary text as well. Added up, the updates disturb each other: at k_i the others write sum_j v_j (a_j . k_i).
-Solved jointly, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where t_i is what should come out at k_i:
+Solved jointly, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where t_i is what should come out at
+k_i:
 
     dW = T^T (D + rho I)^-1 Z,    D = Z K^T,    T = S V
 

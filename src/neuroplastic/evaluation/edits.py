@@ -1,6 +1,6 @@
-"""The edit suite, one edit at a time: every contender on every record, what it costs and what it harms.
+"""The edit suite, one edit at a time: every method on every record, what it costs and what it harms.
 
-A row is one record under one contender. Edits are made in memory: the workspace's own stay in the weights, and its
+A row is one record under one method. Edits are made in memory: the workspace's own stay in the weights, and its
 folder is not touched.
 """
 
@@ -24,13 +24,13 @@ from .summary import harmonic, summary
 
 @dataclass(frozen=True)
 class Row:
-    """One record under one contender."""
+    """One record under one method."""
 
     method: str
     record: str
     figures: dict[str, float]
-    """of the suite, of `written`; `asking`, seconds spent on asking; and where weights changed `seconds`, that the edit
-    took, `perplexity` and `kl`, what became of ordinary text, and `peak`, bytes of memory"""
+    """those of the suite and of `written`; `asking`, seconds spent on asking; and, if weights changed, `seconds`, the
+    edit's duration, `perplexity` and `kl`, its effect on ordinary text, and `peak`, bytes of memory"""
 
 
 def evaluate(
@@ -40,9 +40,9 @@ def evaluate(
     store: ResultStore[Row] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Every record under every contender, each alone.
+    """Every record under every method, each alone.
 
-    Rows that are `kept` are not made again, and new ones are kept. A contender is entered once before it is measured,
+    Rows in `store` are not made again, and new ones are added to it. A method is entered once before it is measured,
     so that what is made once per model, and imports, count for none of its edits.
     """
     known = {(r.method, r.record): r for r in (store.done if store is not None else ())}
@@ -70,7 +70,7 @@ def _alone(evaluator: Evaluator, record: Record, teach: EditingMethod, ordinary:
     with ExitStack() as stack:
         with peak_memory() as peak:
             taught = stack.enter_context(teach(evaluator.engine, record))
-        figures = evaluator.ask(record, taught.told)
+        figures = evaluator.ask(record, taught.context)
         if taught.weights:
             figures |= {"seconds": taught.seconds, **ordinary.drift()._asdict()}
             if peak.bytes is not None:
@@ -81,8 +81,8 @@ def _alone(evaluator: Evaluator, record: Record, teach: EditingMethod, ordinary:
 
 
 def summarise(rows: Sequence[Row], suite: Suite, seed: int = 0) -> dict[str, Any]:
-    """Per method the figures with their intervals; and the ceiling of S, which is its value where every edit and
-    paraphrase succeeds and neighbours are as unedited, where `unedited` is among the methods."""
+    """Per method the figures with their intervals; and, if `unedited` is among the methods, the ceiling of S: its value
+    if every edit and paraphrase succeeds and neighbours are as unedited."""
     methods: dict[str, Any] = {}
     for method in dict.fromkeys(r.method for r in rows):
         own = [r.figures for r in rows if r.method == method]

@@ -1,4 +1,4 @@
-"""What a run of an edit suite leaves in its report folder beside its rows: summary.json, summary.csv, report.html."""
+"""What a run of an edit suite writes to its report folder beside its rows: summary.json, summary.csv, report.html."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder that keeps a run's results as they are made, so that one that was cut off goes on behind the last."""
+"""A folder that keeps a run's results as they are made, so that an interrupted run continues after the last one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call from records and contenders to figures, and to a report folder that a run which was cut off goes on from."""
+"""One call from records and methods to figures, and to a report folder from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def run_suite(
     report: Path | None = None,
     malformed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` keeps edits, one upon another.
+    """What `npt eval edits --json` prints. `data` names the records' source; `in_row` makes sequential edits.
 
-    Raises NPTError without methods, where `report` belongs to another run or cannot be made, and for a contender
-    that makes no edit where edits are kept.
+    Raises NPTError without methods, if `report` belongs to another run or cannot be made, and, with `in_row`, for a
+    method that makes no edit.
     """
     if not methods:
         raise NPTError("there is no method to evaluate")

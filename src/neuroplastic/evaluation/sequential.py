@@ -1,4 +1,4 @@
-"""The edit suite, edits in a row: each kept while the next is made, and all of them asked again at checkpoints."""
+"""The edit suite with sequential edits: each stays while the next is made, and all are asked again at checkpoints."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .suite import Suite
 from .summary import Interval, mean_interval, summary
 
 CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)
-"""After so many edits, those made so far are asked again; and at the end."""
+"""Numbers of edits after which those made so far are asked again, as they are at the end."""
 MOST_ASKED = 200
-"""Where more are in place, a seeded sample of so many is asked, because each costs about a second."""
+"""If more edits are in place, a seeded sample of this size is asked, because each costs about a second."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One checkpoint of one contender."""
+    """One checkpoint of one method."""
 
     method: str
     edits: int
     asked: int
-    """how many of them were asked"""
+    """the number of them that were asked"""
     figures: dict[str, Interval]
     """over the records asked; `seconds` is over all edits made so far"""
     perplexity: float
@@ -57,10 +57,10 @@ def in_a_row(
     store: ResultStore[Step] | None = None,
     progress: Progress | None = None,
 ) -> list[Step]:
-    """The records taught one upon another, and what is left of them at the checkpoints.
+    """The records taught one after another, and what is left of them at the checkpoints.
 
-    Steps that are `kept` are not asked again, and new ones are kept; edits are made again up to the last step that is
-    missing. Raises NPTError for a contender that changes no weights.
+    Steps in `store` are not asked again, and new ones are added to it; edits are made again up to the last step that is
+    missing. Raises NPTError for a method that changes no weights.
     """
     steps = {s.edits: s for s in (store.done if store is not None else ()) if s.method == method}
     asked = samples(records, evaluator.seed)
@@ -76,7 +76,7 @@ def in_a_row(
                 raise NPTError(f"{method!r} makes no edits to keep")
             seconds.append(taught.seconds)
             if number in missing:
-                rows = [evaluator.ask(r, taught.told) for r in asked[number]]
+                rows = [evaluator.ask(r, taught.context) for r in asked[number]]
                 figures = summary(rows, evaluator.suite.parts_of_s, evaluator.seed)
                 figures |= {"seconds": mean_interval(seconds, evaluator.seed)}
                 steps[number] = Step(method, number, len(rows), figures, *ordinary.drift())

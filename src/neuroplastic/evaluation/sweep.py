@@ -40,7 +40,7 @@ class Measured:
     parameters: int
     fidelity: Fidelity | None
     refused: str | None
-    """why this model cannot be converted so"""
+    """why this model cannot be converted in this way"""
 
 
 def analytic_presets(layers: str) -> list[Variant]:

@@ -7,7 +7,7 @@ For weights: v_a = z/|z|^2 and v_b = W x_c - W z. Since v_a . z = 1,
 so the forward pass is one product, and costs what the pretrained one does; the pair itself is formed only where it is
 asked for, to be read or made permanent. For the down projection, where nothing replaces its input, v_b is what the MLP
 must carry for the layer: the attention output, if the layer no longer adds it. Dherin et al. 2507.16003 derive the same
-update for a context in front of an MLP, Goldwaser et al. 2511.17864 for gated blocks behind RMSNorm.
+update for a context before an MLP, Goldwaser et al. 2511.17864 for gated blocks after RMSNorm.
 """
 
 from __future__ import annotations

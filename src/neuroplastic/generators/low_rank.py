@@ -48,7 +48,7 @@ class LowRank(Generator):
         self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
 
     def _add_parts(self, leads: bool) -> None:
-        """Behind what a plain generator has, so that its parameters are drawn as without them."""
+        """Adds the parts after those of a plain generator, whose parameters are then drawn as without them."""
         self.coarse = linear(self._rng, self.d_model, self.config.coarse_rank, self.d_model**-0.5) if leads else None
         self.gate = Gate(self.d_model) if self.config.gate == "learned" else None
         del self._rng

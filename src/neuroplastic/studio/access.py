@@ -1,4 +1,4 @@
-"""Who may talk to the studio: the person at this machine, or whoever has the token. In front of every request.
+"""Who may use the studio: the person at this machine, or whoever has the token. Every request passes here first.
 
 A page of another site can make a browser send requests here. It cannot choose their Host and Origin headers, so both
 are checked; a name that another site points at this machine (DNS rebinding) is not among the hosts answered to.
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LARGEST_BODY = 4 * 2**20
 """Bytes of a request: more than the longest context holds, so that what limits a text is the number of its tokens."""
 READ_AT_MOST = 4 * LARGEST_BODY
-"""Of a body that is too large so much is still read, so that its sender sees the answer before the connection ends."""
+"""Bytes that are read of a body that is too large, so that its sender sees the answer before the connection ends."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

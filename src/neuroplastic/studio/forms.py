@@ -65,8 +65,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """The beginning of a value as JSON, for a message."""
-    said = json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 40 else said[:40] + "…"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:40] + "…"
 
 
 def _no_number(name: str) -> Any:

@@ -205,15 +205,16 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         raise NPTError(
             "a message has no role" if role in (None, "") else f"a role must be text, not {forms.shown(role)}"
         )
-    said = {k: v for k, v in message.items() if k not in ("role", "content", *CACHING) and v not in (None, "", [], {})}
-    if "tool_calls" in said:
-        said["tool_calls"] = _tool_calls(said["tool_calls"])
-    return {"role": role, "content": _content(role, message.get("content")), **said}
+    empty: tuple[Any, ...] = (None, "", [], {})
+    fields = {k: v for k, v in message.items() if k not in ("role", "content", *CACHING) and v not in empty}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"])
+    return {"role": role, "content": _content(role, message.get("content")), **fields}
 
 
 def _content(role: str, content: Any) -> str:
     """The text of a message, its parts joined."""
-    if content is None and role == "assistant":  # it called a tool, and said nothing
+    if content is None and role == "assistant":  # it called a tool without a text
         return ""
     if isinstance(content, str):
         return content

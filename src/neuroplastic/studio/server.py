@@ -31,7 +31,7 @@ from ..studio import edit_table as ledger
 from .access import Access, Guard, is_loopback
 from .jobs import Busy, JobQueue, Stopped, Tell
 from .openai import OpenAI
-from .stream import answer, event_line, events, finished, stream, told
+from .stream import answer, error_event, event_line, events, finished, stream
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -49,7 +49,7 @@ EXAMPLES = {
 
 
 class Studio:
-    """The endpoints that the page uses, each a function of the workspace done at the desk."""
+    """The endpoints that the page uses, each a function of the workspace that runs as a job."""
 
     def __init__(self, ws: Workspace, exports: Path):
         self.ws, self.exports = ws, exports
@@ -59,7 +59,7 @@ class Studio:
 
     @property
     def jobs(self) -> JobQueue:
-        assert self._jobs is not None, "the desk is there from the start of the application to its end"
+        assert self._jobs is not None, "the queue exists from the start of the application to its end"
         return self._jobs
 
     @asynccontextmanager
@@ -168,7 +168,7 @@ def application(ws: Workspace, access: Access, exports: Path) -> Starlette:
     openai = OpenAI(ws, lambda: studio.jobs)
 
     def refused(request: Request, error: Exception) -> Response:
-        status, event = told(error)
+        status, event = error_event(error)
         return answer({"error": event}, status)
 
     routes = [
@@ -254,7 +254,7 @@ def serve(ws: Workspace, sock: socket.socket, access: Access) -> None:
 
 
 def access_for(host: str, token: str | None) -> Access:
-    """A access that needs no token at this machine itself, and elsewhere the one given, or a new one."""
+    """Access without a token at this machine itself, and elsewhere with the one given, or a new one."""
     if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{8,}", token):
         raise NPTError("a token has at least 8 letters, digits, dashes and underscores")
     if token is None and not is_loopback(host):

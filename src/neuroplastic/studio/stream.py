@@ -27,8 +27,8 @@ def answer(data: Any, status: int = 200) -> Response:
     return Response(as_json(_finite(data)), status, media_type="application/json")
 
 
-def told(error: Exception) -> tuple[int, Event]:
-    """What a page is told of an error: the HTTP status, and an event."""
+def error_event(error: Exception) -> tuple[int, Event]:
+    """What a page is sent for an error: the HTTP status, and an event."""
     status, kind = next((s for e, s in STATUS.items() if isinstance(error, e)), (500, "failed"))
     message = str(error) if status != 500 else f"this went wrong, and is a bug: {type(error).__name__}: {error}"
     return status, {"type": "error", "kind": kind, "message": message}
@@ -42,7 +42,7 @@ def stream(job: Job) -> Response:
             async for event in job.events():
                 yield event_line(event)
             done = {"type": "result", "result": job.value}
-            yield event_line(done if job.error is None else told(job.error)[1])
+            yield event_line(done if job.error is None else error_event(job.error)[1])
         finally:
             job.stop()
 

@@ -110,8 +110,8 @@ class Around:
         """What comes before the answer, where the line ends with it; else the line."""
         if not line.strip():
             raise NPTError("a paraphrase or neighbour is empty")
-        said = line.rstrip().rstrip(".!?")
-        question = said.removesuffix(self.answer) if said.endswith(self.answer) else line.rstrip()
+        stated = line.rstrip().rstrip(".!?")
+        question = stated.removesuffix(self.answer) if stated.endswith(self.answer) else line.rstrip()
         length = len(self.ws.tokens(question + self.answer)) + NEIGHBOUR_TOKENS
         if length > (room := context_length(self.ws.model)):
             raise NPTError(f"a paraphrase or neighbour and its answer have {length} tokens; the model reads {room}")

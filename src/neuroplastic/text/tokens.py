@@ -26,8 +26,8 @@ CONTEXT_TO_DECODE = 64
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that opens every sequence, and takes the attention sink upon itself.
 
-    The BOS token where the tokenizer itself puts it in front of text, else the token between documents
-    (<|endoftext|>), else whatever BOS or EOS there is. Raises NPTError if there is none of these.
+    It is the BOS token if the tokenizer itself begins texts with it, else the token between documents (<|endoftext|>),
+    else whatever BOS or EOS there is. Raises NPTError if there is none of these.
     """
     bos = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
@@ -61,8 +61,8 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
     """The tokens of `before`, and those of `text` as it continues it: together exactly the tokens of `before + text`.
 
     The two are encoded as one text and cut where the tokens cease to be those of `before` alone. A tokenizer that puts
-    a mark in front of every text (SentencePiece) so puts none in front of `text`. Where a token spans the border, it
-    belongs to `text`: it cannot be known before that is. Raises NPTError for a `text` that has no token.
+    a mark before every text (SentencePiece) so puts none before `text`. A token that spans the border belongs to
+    `text`, because it is not known before `text` is. Raises NPTError for a `text` that has no token.
     """
     ids = encode(tokenizer, before + text)
     border = _shared(ids, encode(tokenizer, before))

@@ -141,7 +141,7 @@ def run(
                     f"checkpoint is kept in {folder} (a smaller --lr may help)"
                 )
             show(done, logged.get("loss", math.nan))
-    if not measured:  # it was cut off behind its last step
+    if not measured:  # it was interrupted after its last step
         measured = task.evaluate(settings.steps)
     if skipped:
         note(f"npt: {skipped} steps were skipped because their gradient was not finite")

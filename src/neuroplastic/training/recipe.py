@@ -53,7 +53,7 @@ class TrainSettings(LoopSettings):
     """Shares of the steps in which a layer is fed the teacher's hidden state, a moving blend, and its own."""
 
     batch_size: int = 8
-    """Rows per batch and process; an optimiser step reads so many times --grad-accum times processes."""
+    """Rows per batch and process; an optimiser step reads --batch-size times --grad-accum times processes."""
 
     max_length: int = 128
     """Tokens per row; texts are packed into rows, longer ones cut."""

@@ -115,7 +115,7 @@ class Distilling:
         pass
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Perplexity and KL against the base on held-out text, and sampled text behind fixed prompts."""
+        """Perplexity and KL against the base on held-out text, and sampled text after fixed prompts."""
         model, tokenizer = self.workspace.model, self.workspace.tokenizer
         with torch.no_grad():
             found = measure_fidelity(model, self.held_out)
