@@ -1,15 +1,15 @@
-"""Ours and what users would pick instead, on the same model and records: one table.
+"""Our methods and the baselines on the same model and records, in one table.
 
 make bench-edits
     or: python benchmarks/edits.py [--data FILE] [--workspace W] [--method M[,M...]] [--limit 100] [--seed 0]
         [--together N] [--report DIR] [--json]
 
-CounterFact records, each taught alone: quality, what is left of the ceiling, seconds per edit, what becomes of ordinary
-text, and the tokens that a statement in the prompt costs with every question. --together N keeps N edits instead, made
-one upon another, and in one batch where a method has one. Without --workspace, a fresh one of smollm2-135m in float32.
-Without --method, every method of the package and every baseline; one that this workspace cannot do is left out, and
-named. The data is --data, or counterfact_dev.json in the folder $NPT_DATA. With --report, a run that was cut off goes
-on from there, and may go on with other methods.
+CounterFact records, each taught alone: quality, share of the ceiling, seconds per edit, the effect on ordinary text,
+and the tokens that a statement in the prompt costs with every question. --together N makes N sequential edits instead,
+and a batch edit of all N if the method has one. Without --workspace, a fresh one of smollm2-135m in float32. Without
+--method, every method of the package and every baseline; one that this workspace cannot do is left out, and named. The
+data is --data, or counterfact_dev.json in the folder $NPT_DATA. With --report, an interrupted run continues from there,
+and may continue with other methods.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str, EditingMethod], dict[str, str]]:
-    """The contenders by name, and why others are left out.
+    """The methods by name, and why others are left out.
 
     Nothing is left out of those that are named. Raises NPTError for one that does not exist.
     """
@@ -119,13 +119,13 @@ def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str,
 def context_tokens(
     engine: EditableModel, records: Sequence[Record], methods: Mapping[str, EditingMethod]
 ) -> dict[str, float]:
-    """Per contender, the mean number of tokens that stand in front of every question while a record is asked."""
-    told = dict.fromkeys(methods, 0.0)
-    for name in told.keys() & set(WITHOUT_EDIT):  # the others say it in weights
+    """Per method, the mean number of tokens that stand before every question while a record is asked."""
+    tokens = dict.fromkeys(methods, 0.0)
+    for name in tokens.keys() & set(WITHOUT_EDIT):  # the others need no context
         for record in records:
             with methods[name](engine, record) as taught:
-                told[name] += len(encode(engine.tokenizer, taught.context)) / len(records)
-    return told
+                tokens[name] += len(encode(engine.tokenizer, taught.context)) / len(records)
+    return tokens
 
 
 # --- many facts -----------------------------------------------------------------------------------------------------
@@ -137,12 +137,12 @@ def together(
     methods: Mapping[str, EditingMethod],
     store: ResultStore[Step] | None,
 ) -> list[Step]:
-    """Each contender that changes weights: one record after another, and then all in one batch where it can."""
+    """Each method that changes weights: sequential edits of all records, and then a batch edit if it has one."""
     batches = {"consolidate": consolidate_all, **BATCHES}
     steps: list[Step] = []
     for name, teach in methods.items():
         if name not in WITHOUT_EDIT:
-            with progress(f"{name}, one upon another") as step:
+            with progress(f"{name}, sequential") as step:
                 steps += in_a_row(evaluator, records, name, teach, store, step)
         if name in batches:
             steps.append(in_one(evaluator, records, f"{name}, one batch", batches[name], store))
@@ -151,7 +151,7 @@ def together(
 
 @contextmanager
 def consolidate_all(engine: EditableModel, records: Sequence[Record]) -> Iterator[Taught]:
-    """Our joint solution."""
+    """The joint solution of `consolidate` as a batch edit."""
     active = engine.ledger.active
     last = max((e.sequence for e in active), default=0)
     facts = [asked(r.prompt, r.new) for r in records]

@@ -203,7 +203,7 @@ def close(ws: npt.Workspace, share: float) -> None:
 
 @torch.no_grad()
 def gates(ws: npt.Workspace, text: Tensor) -> dict[int, Tensor]:
-    """The gate of every token, behind the first, an attention sink."""
+    """The gate of every token after the first, an attention sink."""
     found: dict[int, Tensor] = {}
 
     def look(i: int) -> Any:

@@ -8,7 +8,7 @@ smollm2-135m in float32, generators that read the effect, about 233,000 paramete
 
 calibrated    fidelity after the closed form, top two layers and all, on held-out self-written text
 trained       fidelity of the top two layers after the same training from noise: mean, least and largest of the seeds
-injected      CounterFact records told to the exact generator's `token`, and to `consolidate` on each preset's sites
+injected      CounterFact records edited by the exact generator's `token`, and by `consolidate` on each preset's sites
 regularised   `dual` trained from the closed form with several --reg-weight: norm of dW, fidelity, its `token` edits
 
 With --report, what is finished is kept in the folder and not measured again. Data is --data, or counterfact_dev.json in

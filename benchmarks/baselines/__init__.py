@@ -1,7 +1,7 @@
-"""What users would pick instead: other ways to teach a fact, written from their papers, as contenders of the suite.
+"""The baselines: other ways to teach a fact, written from their papers, as methods of the suite.
 
-Deterministic by a seed; each leaves the model bit for bit as it was. The statement in the prompt is a contender of the
-package itself.
+They are deterministic by a seed, and each leaves the model bit for bit as it was. The statement in the prompt is a
+method of the package itself.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
     found = []
     for _ in range(count):
         row, length = rng.choice(rows), rng.randint(2, 10)
-        first = rng.randint(1, max(1, len(row) - length))  # behind the start token
+        first = rng.randint(1, max(1, len(row) - length))  # after the start token
         found.append(row[first : first + length])
     return found
 
@@ -35,7 +35,7 @@ def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
 def question_rows(
     tokenizer: PreTrainedTokenizerBase, record: Record, prefixes: Sequence[Sequence[int]] = ()
 ) -> list[Row]:
-    """The record's question with its new answer, alone and behind each prefix; the key is the subject's last token.
+    """The record's question with its new answer, alone and after each prefix; the key is the subject's last token.
 
     Raises NPTError if the record has no subject.
     """

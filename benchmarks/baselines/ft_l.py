@@ -45,7 +45,7 @@ class Settings:
 
 
 def ft_l(settings: Settings | None = None) -> EditingMethod:
-    """The contender. It needs no subject."""
+    """The method. It needs no subject."""
     chosen = settings or Settings()
 
     @contextmanager

@@ -60,7 +60,7 @@ def places(model: nn.Module, parts: Sequence[LayerParts], where: Where) -> list[
 
 
 def lora(settings: Settings | None = None) -> EditingMethod:
-    """The contender. It needs no subject."""
+    """The method. It needs no subject."""
     chosen = settings or Settings()
 
     @contextmanager

@@ -49,7 +49,7 @@ def insertion(key: Tensor, whitened: Tensor, change: Tensor) -> Factors:
 
 
 def rome(settings: Settings | None = None) -> EditingMethod:
-    """The contender. It is given the subject; raises NPTError for a record without one."""
+    """The method. It is given the subject; raises NPTError for a record without one."""
     chosen = settings or Settings()
 
     @contextmanager

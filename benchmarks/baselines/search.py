@@ -6,7 +6,7 @@ make search-edits METHOD=ft_l|lora|rome|memit
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
 what is reported; with --data counterfact_train.json there is no doubt. One grid of SEARCHED after another, the best S
 kept, of equals the first; what is in no grid is the paper's. What was chosen stands in the method's `Settings`. With
---report, a run that was cut off goes on.
+--report, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .rome import Settings as Rome
 from .rome import rome
 
 REPORTED, SEED = 100, 0
-"""So many records, the first ones of the shuffle with this seed, are what docs/comparison.md reports on at most."""
+"""Largest number of records that docs/comparison.md reports on, the first ones of the shuffle with this seed."""
 
 Grid = Mapping[str, tuple[Any, ...]]
 SEARCHED: dict[str, tuple[Callable[[Any], EditingMethod], Any, tuple[Grid, ...]]] = {
@@ -63,7 +63,7 @@ SEARCHED: dict[str, tuple[Callable[[Any], EditingMethod], Any, tuple[Grid, ...]]
         ({"strength": (15000.0, 1500.0)}, {"layers": ("3-7", "2-4")}),
     ),
 }
-"""Per method: the contender, where the search begins, and the grids that are tried one after another."""
+"""Per baseline: the method, the settings that the search begins with, and the grids, tried one after another."""
 
 
 def search(

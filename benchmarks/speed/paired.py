@@ -74,7 +74,7 @@ def plastic(model: nn.Module, config: npt.PlasticityConfig) -> Iterator[None]:
 
 
 def in_mode(model: nn.Module, dynamic: bool, run: Callable[[], object]) -> Callable[[], object]:
-    """`run` behind a switch of all converted layers."""
+    """`run`, after all converted layers are switched to the mode."""
     states = [p.state for p in plastic_layers(model).values()]
 
     def switched() -> object:
