@@ -21,7 +21,7 @@ BETTER = {
     r"doors?": "access",
     r"contenders?": "method",
     r"examinations?": "evaluator",
-    r"(?<!make )bench(?!-)": "context, benchmark",
+    r"(?<!make )bench(?![-=])": "context, benchmark",
 }
 """What is refused, as whole words, and what to write instead."""
 ALLOWED = re.compile(r"""(['"`])(told|crowds?)\1|\bcrowd\.[KVs{]|(--|\.)crowds\b|\bcrowds(?=[:=])""")

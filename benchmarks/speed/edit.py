@@ -3,8 +3,8 @@
 cd benchmarks && python -m speed.edit [--edits 1,100,1000] [--json]
 
 smollm2-135m in float32. Seconds and peak memory of an edit alone, without what is measured around it, medians of three
-invented statements; `undo` is one edit taken out of those in place; `open` a workspace with this number of edits; and the
-forward pass with them over that of the model without.
+invented statements; `undo` is one edit taken out of those in place; `open` a workspace with this number of edits; and
+the forward pass with them over that of the model without.
 """
 
 from __future__ import annotations
