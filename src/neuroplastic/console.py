@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+"""Called with (done, total) while work is done."""
 Listener = Callable[[str, int, int], None]
-"""Called with (what, done, total) as work goes on; total is 0 where the length of the work is not known."""
+"""Called with (what, done, total) while work is done; total is 0 if the length of the work is not known."""
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

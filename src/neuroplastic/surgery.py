@@ -3,7 +3,7 @@
 A converted layer keeps its own `forward`. Three of its modules get a subclass of their class: the first module that
 sees h and the one whose output is a leave these two for the MLP, and the MLP reads its modulation from a generator,
 which is its only new submodule (`mlp.plasticity`). So parameter names stay, and caches, masks, checkpointing and
-compilation go on working with no code per architecture.
+compilation keep working with no code per architecture.
 """
 
 from __future__ import annotations

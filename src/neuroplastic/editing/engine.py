@@ -300,12 +300,12 @@ class EditableModel:
     def plan(self, facts: Sequence[Fact], options: InjectOptions | None = None) -> Plan:
         """Decides what becomes of some facts. Reads no text, touches no weight. Raises as `plan_facts` does."""
         options = options or InjectOptions()
-        injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
+        injector = self.injector if options.asks_injector else None  # a damaged one hinders no other method
         return plan_facts(facts, options, self.edits, self.methods, injector, len(decoder_layers(self.model)))
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
-        """The edits that the facts ask for beside the active ones, whatever those say; not in the weights, and known to
-        no store. Raises NPTError for bad input."""
+        """The edits that the facts ask for beside the active ones, even if these answer otherwise; not in the weights,
+        and known to no store. Raises NPTError for bad input."""
         if not facts:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None

@@ -1,4 +1,4 @@
-"""What requests may say: JSON objects, read into frozen dataclasses by their fields' types."""
+"""What requests may hold: JSON objects, read into frozen dataclasses by their fields' types."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ class Job:
         self._loop.call_soon_threadsafe(self._events.put_nowait, None)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What the work tells. At its end `value` is its result, or there is an `error`. Whoever leaves early stops
-        it."""
+        """The events of the job. At its end `value` is its result, or there is an `error`. A reader that leaves
+        early stops it."""
         try:
             while (event := await self._events.get()) is not None:
                 yield event

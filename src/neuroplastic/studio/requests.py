@@ -1,4 +1,4 @@
-"""What a request of OpenAI's interface may say: read into one form, or refused by name.
+"""What a request of OpenAI's interface may hold: read into one form, or refused by name.
 
 Clients send much by default that asks for nothing: such a field is accepted where its value changes no answer, and
 refused where it asks for what this server does not have.

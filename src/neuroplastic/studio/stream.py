@@ -1,4 +1,4 @@
-"""Answers to requests: JSON, and events as the browser reads them while work goes on."""
+"""Answers to requests: JSON, and events as the browser reads them while a job runs."""
 
 from __future__ import annotations
 

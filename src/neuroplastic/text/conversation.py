@@ -21,7 +21,7 @@ Message = Mapping[str, Any]
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
 ) -> str:
-    """The text of a conversation, up to where the model goes on. `variables` are for the template.
+    """The text of a conversation, up to where the model continues it. `variables` are for the template.
 
     Raises NPTError if the model has no chat template, or it does not take these messages or variables.
     """

@@ -84,7 +84,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) 
 def tokens_through(tokenizer: PreTrainedTokenizerBase, text: str, end: int) -> int:
     """The number of tokens of `text` that hold its first `end` characters, without spaces at their end.
 
-    A space before a word is part of the word's token. Where a token goes on across `end`, it counts.
+    A space before a word is part of the word's token. A token that continues beyond `end` counts.
     """
     begins, ids = text[:end].rstrip(), encode(tokenizer, text)
     alone = encode(tokenizer, begins)

@@ -1,7 +1,7 @@
 """The loop that every training shares, on Accelerate: optimiser, schedule, clipping, log, checkpoints, resuming.
 
 What is trained, and on which losses, is a Task. A step's data are a function of its number, so a training that is cut
-off anywhere goes on to the same bits as one that was not.
+off anywhere continues to the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Task(Protocol):
         ...
 
     def kept(self) -> dict[str, Tensor]:
-        """What the task itself must remember to go on from a checkpoint."""
+        """What the task itself must remember to continue from a checkpoint."""
         ...
 
     def restore(self, kept: dict[str, Tensor]) -> None:

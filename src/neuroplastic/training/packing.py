@@ -41,7 +41,7 @@ Row = list[list[int]]
 def pack(texts: Iterable[Sequence[int]], start: int, length: int) -> Iterator[Row]:
     """Rows of at most `length` tokens.
 
-    Every piece opens with `start`. A text that does not fit into what is left of a row goes on in the next one.
+    Every piece opens with `start`. A text that does not fit into the rest of a row continues in the next one.
     """
     row: Row = []
     room = length
@@ -77,7 +77,7 @@ class Source(Protocol):
     def rows(self, first: int, count: int) -> Packed: ...
 
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold to go on without reading everything again."""
+        """What a checkpoint must hold to continue without reading everything again."""
         ...
 
     def restore(self, kept: dict[str, Tensor]) -> None: ...

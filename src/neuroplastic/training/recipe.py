@@ -59,8 +59,8 @@ class TrainSettings(LoopSettings):
     """Tokens per row; texts are packed into rows, longer ones cut."""
 
     every: int | None = None
-    """In the teacher stage each layer learns from every so-manieth token; all are read (default: from all where at
-    most six layers learn, else from every fourth one)."""
+    """In the teacher stage each layer learns from every Nth token, while all are read (default: from all if at most
+    six layers learn, else from every fourth one)."""
 
     data: str | None = None
     """Text file (paragraphs), .jsonl with a text field, or a Hugging Face dataset id or a folder that `datasets` reads,

@@ -173,7 +173,9 @@ def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
     before = workspace.config
     if settings.init == "workspace" and (given or before.generator == "analytic"):
         asked = ", ".join(given) or "analytic generators, which have no parameters"
-        raise NPTError(f"init='workspace' goes on from the generators that the workspace holds, not with other {asked}")
+        raise NPTError(
+            f"init='workspace' continues from the generators that the workspace holds, not with other {asked}"
+        )
     if before.generator == "analytic":
         given["input"] = "effect"
     if "np_rank" in given:
