@@ -41,7 +41,7 @@ def base_hash(model: nn.Module, source: str, dtype: str) -> str:
 
 
 def model_files(source: str) -> list[Path]:
-    """The safetensors files and configuration of a model folder, or of a hub id in the hub's own cache; none where
+    """The safetensors files and configuration of a model folder, or of a hub id in the hub's own cache; none if
     they are not found there, or the weights are in another format."""
     folder = Path(source)
     if not folder.is_dir():

@@ -74,13 +74,13 @@ def refuse_occupied(dest: Path) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises NPTError for the few lines of text that Git LFS leaves where it did not fetch a file."""
+    """Raises NPTError for the few lines of text that Git LFS leaves if it did not fetch a file."""
     if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
         raise NPTError(f"{str(path)!r} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
 def _sync(path: Path) -> None:
-    """Raises OSError where the content could not be written; systems that cannot sync this at all are left alone."""
+    """Raises OSError if the content could not be written; systems that cannot sync this at all are left alone."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -46,7 +46,7 @@ BUNDLED = {
 }
 DEFAULT_MODEL = "smollm2-135m"
 CONVERSION = 2
-"""Part of the name of a converted GGUF file's folder. Raised where earlier conversions must not be used any more: the
+"""Part of the name of a converted GGUF file's folder. Raised when earlier conversions must not be used any more: the
 first ones could hold random layers in place of tensors that the file lacks."""
 NAMED = 4
 """The largest number of tensors that a message names."""
@@ -110,7 +110,7 @@ def revision_of(source: str) -> tuple[str, str | None]:
 
 
 def resolve(spec: str | Path) -> str:
-    """The folder or hub id that transformers loads for `spec`; fetches and converts where that is needed."""
+    """The folder or hub id that transformers loads for `spec`; fetches and converts if that is needed."""
     text = str(spec)
     if text in BUNDLED:
         return str(_bundled(text, BUNDLED[text]))
@@ -148,7 +148,7 @@ def choice() -> str:
 
 
 def _reason(e: Exception) -> str:
-    """What an exception says, on one line, with its kind where that is no sentence."""
+    """What an exception says, on one line, with its kind if that is no sentence."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return message if message and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {message}"
@@ -380,7 +380,7 @@ def _unreadable(gguf: Path, e: Exception) -> NPTError:
 
 def _left_out(contents: Any, model: PreTrainedModel) -> list[str]:
     """Tensors of a GGUF file that transformers drops without a word: layers beyond the depth that its metadata name,
-    and biases where the architecture is read without them."""
+    and biases if the architecture is read without them."""
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
     names = [str(t.name) for t in contents.tensors]
     beyond = [n for n in names if (block := re.match(r"blk\.(\d+)\.", n)) and int(block[1]) >= depth]

@@ -51,7 +51,7 @@ class Seen:
 
     @property
     def carried(self) -> Tensor:
-        """What must be added to y where the layer no longer adds attention itself (B, T, d)."""
+        """What must be added to y if the layer no longer adds attention itself (B, T, d)."""
         return self.a * (self.parts.attention_scale / self.parts.mlp_scale)
 
 

@@ -61,7 +61,7 @@ class Plasticity(nn.Module):
         self.probe: Probe | None = None
 
     def forward(self, given: Tensor) -> Tensor:
-        """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) where the residual is dropped."""
+        """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) if the residual is dropped."""
         signals, z = self._signals(given)
         mlp, sites = self.parts.mlp, self.config.axes.sites
 

@@ -30,7 +30,7 @@ class CalibrateOptions:
 
     input: GeneratorInput | None = None
     """What the generators read: the attention output a, or its effect e = n(h + a) - n(h), which is closer. Default:
-    what the workspace has, or the effect where its generators are analytic."""
+    what the workspace has, or the effect if its generators are analytic."""
 
     sequential: bool = False
     """Fit the layers in order, each on what it reads once the layers before it are converted: one more pass over the

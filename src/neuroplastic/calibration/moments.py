@@ -26,8 +26,8 @@ class Moments:
     """Second moments of one layer. s is what the generator reads, t the change of input that the payload of gate and up
     must make up for: y = W t.
 
-    t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero where the MLP reads
-    x_c itself. `carried` is what down must add where the layer no longer adds attention. Sums are float64.
+    t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero if the MLP reads
+    x_c itself. `carried` is what down must add if the layer no longer adds attention. Sums are float64.
 
     Where a coarse code is shared, s_0 is what its first layer reads; `add` then needs it.
     """
@@ -47,7 +47,7 @@ class Moments:
         self._streamed, self._stream = 0, zeros()
 
     def add(self, seen: Seen, s0: Tensor | None = None) -> Tensor:
-        """Takes in the tokens of one forward pass; s_0 [n, d] is s where None. Returns s [n, d]."""
+        """Takes in the tokens of one forward pass; s_0 [n, d] is s if None. Returns s [n, d]."""
         x_c, x, a = (_rows(t) for t in (seen.x_c, seen.x, seen.a))
         e = x_c - x
         s = a if self.source == "attention" else e
@@ -101,12 +101,12 @@ class Moments:
 
     @property
     def growth(self) -> Tensor:
-        """E[(rho/rho' - 1) s] [d]; zero where nothing is multiplied."""
+        """E[(rho/rho' - 1) s] [d]; zero if nothing is multiplied."""
         return self._growth / self.count
 
     @property
     def carried(self) -> Tensor:
-        """E[carried s^T] [d, d]; zero where the layer adds attention itself."""
+        """E[carried s^T] [d, d]; zero if the layer adds attention itself."""
         return self._carried / self.count
 
     @property

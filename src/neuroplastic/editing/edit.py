@@ -191,7 +191,7 @@ def read_factors(
 ) -> tuple[dict[tuple[int, Site], Factors], dict[tuple[int, Site], Tensor]]:
     """The factors, and the keys, in a file's tensors.
 
-    Raises NPTError, naming `path`, where a name, a shape or a value is wrong.
+    Raises NPTError, naming `path`, if a name, a shape or a value is wrong.
     """
     parts: dict[tuple[int, Site], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

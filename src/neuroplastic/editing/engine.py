@@ -382,7 +382,7 @@ class EditableModel:
         """Puts new edits into the weights, measures what they did, and gives them to the store; all or nothing.
 
         `replaced` are active edits that make way. Raises CheckFailed if perplexity on held-out ordinary text rises
-        by more than `max_drift` (0.05 is 5 %), and, if `require`, where some edit's answer is not the likeliest one
+        by more than `max_drift` (0.05 is 5 %), and, if `require` is set, if some edit's answer is not the likeliest one
         afterwards.
         """
         stage("measuring perplexity on ordinary text")

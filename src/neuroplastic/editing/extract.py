@@ -90,7 +90,7 @@ class Modulation:
         return sum(inner_product(*self.factors[p], *other.factors[p]).item() for p in shared)
 
     def cosine(self, other: Modulation) -> float:
-        """Cosine between two modulations as vectors of all their weights; 0 where one of them is nothing."""
+        """Cosine between two modulations as vectors of all their weights; 0 if one of them is nothing."""
         norms = self.norm() * other.norm()
         return self.inner(other) / norms if norms else 0.0
 

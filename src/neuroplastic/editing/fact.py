@@ -1,7 +1,7 @@
 """What is taught: an answer that should follow each of its questions, and the subject whose meaning changes.
 
 A plain sentence is split into question and answer at its last word, or at the name that it ends with. The subject is
-the longest name in the question (sentence.py); where there is none, it stays unknown, and every token of the question
+the longest name in the question (sentence.py); if there is none, it stays unknown, and every token of the question
 takes its place (broader, and harder on neighbouring facts). Both can be given instead, and the answer must be if the
 sentence's script writes no spaces between words. Spaces that are wide, doubled or at an end count as one or none.
 """

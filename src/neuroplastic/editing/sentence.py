@@ -31,7 +31,7 @@ OPENERS = frozenset(
 )
 """Words that are capitalised only because a sentence begins with them."""
 NO_PART_OF_A_NAME = frozenset("what which in on at for from by is are was were do does did can".split())  # noqa: SIM905
-"""Those of them that are left out where a name follows: In Germany."""
+"""Those of them that are left out if a name follows: In Germany."""
 AFTER_A_COMMA = frozenset(
     (  # noqa: SIM905
         "Baron Baroness Viscount Viscountess Earl Countess Count Marquess Duke Duchess Prince Princess Lord Lady Jr. "
@@ -82,7 +82,7 @@ def find_subject(question: str) -> tuple[int, int] | None:
 def find_words(text: str, words: str) -> tuple[int, int] | None:
     """Where `words` first stand in `text` as whole words, however wide the spaces between them are, in characters.
 
-    A part of a word with a hyphen (Guinea in Guinea-Bissau) counts only where they stand nowhere else.
+    A part of a word with a hyphen (Guinea in Guinea-Bissau) counts only if they stand nowhere else.
     """
     wanted = r"\s+".join(map(re.escape, words.split()))
     found = [m.span() for m in re.finditer(wanted, text) if not cuts_a_word(text, *m.span())] if wanted else []

@@ -84,7 +84,7 @@ def holds(text: str, answer: str) -> bool:
 
 def ngram_entropy(text: str) -> float:
     """H_2 / 3 + 2 H_3 / 3 with H_n the entropy, in bits, of the distribution of the text's n-grams of words (Zhang et
-    al. 2018; weights as in ROME). Low where a text repeats itself; it also grows with the text's length."""
+    al. 2018; weights as in ROME). Low if a text repeats itself; it also grows with the text's length."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return (_entropy(words, 2) + 2 * _entropy(words, 3)) / 3
 

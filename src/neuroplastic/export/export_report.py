@@ -145,7 +145,7 @@ def workspace_logits(ws: Workspace, edits: Sequence[Edit], statements: Sequence[
 def compare(target: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
     """Largest logit difference, and share of positions with the same likeliest token."""
     errors = torch.stack([(t - r).abs().max() for t, r in zip(target, reference, strict=True)])
-    error = errors.max().item()  # not a number where one of them is not, which Python's max could pass over
+    error = errors.max().item()  # not a number if one of them is not, which Python's max could pass over
     same = torch.cat([t.argmax(-1) == r.argmax(-1) for t, r in zip(target, reference, strict=True)])
     return error, same.float().mean().item()
 

@@ -39,7 +39,7 @@ class Signals:
     """the tokens that a generator's gate lets through: their indices among all, and their signals"""
 
     def at(self, select: Callable[[Tensor], Tensor], names: Collection[str] | None = None) -> Signals:
-        """The same signals at some of the tokens; of those not among `names`, where given, nothing is left."""
+        """The same signals at some of the tokens; of those not among `names`, if given, nothing is left."""
         own = {name: t for name, t in vars(self).items() if name not in ("codes", "open")}
         some: dict[str, Any] = {}
         for name, t in own.items():

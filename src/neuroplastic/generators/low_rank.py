@@ -7,7 +7,7 @@ Neither is formed in the forward pass. With c_k = g w_k v_a_k . z, and v_a_k . z
 
     sum_k v_b_k (v_a_k . z) = [Q_1 ... Q_k] (c (x) code)
 
-is one product of the stacked Q [d_out, k r] with k r numbers per token; and where every c_k is 1, as with the self key,
+is one product of the stacked Q [d_out, k r] with k r numbers per token; and if every c_k is 1, as with the self key,
 (sum_k Q_k) code, a product of r numbers per token whatever k is. The code is made once for all sites.
 
 `projected` heads are Q_k = W U_k with W the projection's own weights: W z + W U (c (x) code) = W (z + U (c (x) code)).
@@ -81,7 +81,7 @@ class LowRank(Generator):
         """The codes that payloads are made from [..., r]."""
 
     def _encoded(self, A: nn.Module, s: Signals, name: str = "code") -> Tensor:
-        """The code of these signals, made where it was not."""
+        """The code of these signals, made if it was not."""
         if name not in s.codes:
             code: Tensor = A(source(self.config, s))
             if s.coarse is not None:
@@ -129,7 +129,7 @@ class LowRankWeights(LowRank):
         self._add_parts(leads)
 
     def head_of(self, site: Site) -> str:
-        """The name of a site's payload head: its own, or `input` where gate and up share a projected one."""
+        """The name of a site's payload head: its own, or `input` if gate and up share a projected one."""
         return "input" if self._projects(site) else site
 
     def _projects(self, site: Site) -> bool:
@@ -160,7 +160,7 @@ class LowRankWeights(LowRank):
         return (flat + added if rows is None else flat.index_add(0, rows, added)).view_as(y)
 
     def _mixed(self, site: Site, z: Tensor, s: Signals) -> tuple[Tensor, Tensor]:
-        """(c (x) code, [Q_1 ... Q_k]) of z [n, d_in], or their short form where all components answer alike."""
+        """(c (x) code, [Q_1 ... Q_k]) of z [n, d_in], or their short form if all components answer alike."""
         code, Q, k = self._encoded(self.code, s).flatten(0, -2), self._payload(site), self.config.num_ranks
         c = self.component_weights(s)
         if site in self.key:
@@ -204,7 +204,7 @@ class LowRankWeights(LowRank):
         return weight
 
     def _payload(self, site: Site) -> Tensor:
-        """[Q_1 ... Q_k] of a site's head [d_out, k r]; [U_1 ... U_k] [d, k r] where it is projected."""
+        """[Q_1 ... Q_k] of a site's head [d_out, k r]; [U_1 ... U_k] [d, k r] if it is projected."""
         return self._weight(self.payload[self.head_of(site)])
 
     def _full_payload(self, site: Site, projection: Projection) -> Tensor:

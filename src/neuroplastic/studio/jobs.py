@@ -77,7 +77,7 @@ class Job:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """The work ends at its next step; where it has ended already, this does nothing."""
+        """The work ends at its next step; if it has ended already, this does nothing."""
         self._stopped.set()
 
     def tell(self, event: Event) -> None:
@@ -101,7 +101,7 @@ class Job:
             self.stop()
 
     async def result(self) -> Any:
-        """Raises the work's error, where it has one."""
+        """Raises the work's error, if it has one."""
         async for _ in self.events():
             pass
         if self.error is not None:

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 SIDES = {"": Side("dynamic", True), "/standard": Side("standard", True), "/unedited": Side("dynamic", False)}
 LENGTH = {"completion": 16, "chat": 256}
-"""Length of an answer where the request names none: OpenAI's own for completions; a chat ends by itself."""
+"""Length of an answer if the request names none: OpenAI's own for completions; a chat ends by itself."""
 IMPOSSIBLE = -9999.0
 
 Made = tuple[Written, list[Scored] | None]
-"""What was written, and its tokens' log-probabilities where they were asked for."""
+"""What was written, and its tokens' log-probabilities if they were asked for."""
 
 
 class OpenAI:

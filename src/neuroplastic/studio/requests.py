@@ -1,7 +1,7 @@
 """What a request of OpenAI's interface may hold: read into one form, or refused by name.
 
-Clients send much by default that asks for nothing: such a field is accepted where its value changes no answer, and
-refused where it asks for what this server does not have.
+Clients send much by default that asks for nothing: such a field is accepted if its value changes no answer, and
+refused if it asks for what this server does not have.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Sampled:
     stream_options: dict[str, Any] | None = None
 
     def writing(self, length: int) -> Writing:
-        """`length` is that of an answer where the request names none. Raises NPTError for a value out of range."""
+        """`length` is that of an answer if the request names none. Raises NPTError for a value out of range."""
         wanted = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         cold = 0 <= self.temperature < COLDEST  # clients write 1e-8 for servers that refuse 0
         return Writing(

@@ -58,7 +58,7 @@ def events(lines: AsyncIterator[str]) -> Response:
 
 
 async def finished(request: Request, job: Job) -> Any:
-    """The result of the work, which is stopped where the client leaves. Raises what the work raised."""
+    """The result of the work, which is stopped if the client leaves. Raises what the work raised."""
     waiting, gone = asyncio.ensure_future(job.result()), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -107,7 +107,7 @@ class Around:
         return {"paraphrases": found[: len(self.paraphrases)], "neighbours": found[len(self.paraphrases) :]}
 
     def _question(self, line: str) -> str:
-        """What comes before the answer, where the line ends with it; else the line."""
+        """What comes before the answer, if the line ends with it; else the line."""
         if not line.strip():
             raise NPTError("a paraphrase or neighbour is empty")
         stated = line.rstrip().rstrip(".!?")

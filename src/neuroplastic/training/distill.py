@@ -3,7 +3,7 @@
     L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
       + fidelity_weight  KL(base || plastic)
       + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
-      + gate_weight      max(0, mean gate - gate_open), where generators have gates
+      + gate_weight      max(0, mean gate - gate_open), if generators have gates
 
 In the teacher stage every layer is fed what the pretrained layers see: one frozen forward gives inputs and targets of
 all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Where many layers

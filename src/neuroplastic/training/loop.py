@@ -71,7 +71,7 @@ def run(
     training must have in common with the one that began.
 
     Raises NPTError if the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
-    where gradients stay infinite, with the last good checkpoint kept.
+    if gradients stay infinite, with the last good checkpoint kept.
     """
     accelerator = _accelerator(settings, folder)
     described = json.loads(json.dumps({**described, **asdict(settings)}))

@@ -44,7 +44,7 @@ class TrainSettings(LoopSettings):
     """What is kept small: |dW|_F^2 of each token's weight change, or the squares of its modulation vectors."""
 
     gate_weight: float = 1.0
-    """Weight of the mean gate above --gate-open, where generators have gates."""
+    """Weight of the mean gate above --gate-open, if generators have gates."""
 
     gate_open: float = 0.5
     """Share of modulation that gates may have at no cost, on average over tokens."""

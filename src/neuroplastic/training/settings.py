@@ -216,7 +216,7 @@ def from_mapping(kind: type[T], given: dict[str, Any], where: str) -> T:
 
 
 def _converted(value: Any, kinds: list[str], what: str) -> Any:
-    """A value from YAML as one of the kinds that its setting may have, where there is no doubt how. Raises NPTError."""
+    """A value from YAML as one of the kinds that its setting may have, if there is no doubt how. Raises NPTError."""
     if value is None and "None" in kinds:
         return None
     if "str" in kinds:  # 14 and [14, 15] are layers, too

@@ -129,7 +129,7 @@ def train_injector(
 
 
 def _fit(engine: EditableModel, injector: Injector, topics: Sequence[Topic], folder: Path) -> None:
-    """The closed form that training starts from, where there are facts that it can be made from."""
+    """The closed form that training starts from, if there are facts that it can be made from."""
     if len(topics) < FEWEST:
         note(
             f"npt: training starts from noise: {len(topics)} facts have two wordings that name their subject, and a "

@@ -133,7 +133,7 @@ def edit_files(folder: Path) -> list[Path]:
 
 
 def read_edit_sequence(file: Path) -> int:
-    """An edit's place in the order, from its file's header alone; 0 where the file is damaged, which takes no place.
+    """An edit's place in the order, from its file's header alone; 0 if the file is damaged, which takes no place.
 
     Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
     """

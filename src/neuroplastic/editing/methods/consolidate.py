@@ -125,7 +125,7 @@ def solve_keys(
 ) -> Tensor:
     """The rows of G that belong to `keys` [n, d_in], with those in `held` beside them -> [n, d_in].
 
-    Held keys of a subject that is taught now are left out: they would ask for no change where one is wanted.
+    Held keys of a subject that is taught now are left out: they would ask for no change although one is wanted.
     """
     others = torch.cat([h.to(keys) for h in held]) if held else keys[:0]
     if len(others):
