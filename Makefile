@@ -1,5 +1,5 @@
 # make demo   the main job, on a real model          make test   the tests
-# make quick  the tests that need no real model      make lint   ruff and mypy
+# make quick  the tests that need no real model      make lint   ruff, mypy, and the words of the text
 # make test-latest   the quick tests and the demo with the newest versions that pyproject.toml allows
 # make constraints   renews constraints.txt, the exact versions that `make setup` installs, from those same versions
 # make test-llamacpp   an exported adapter in real llama.cpp
@@ -91,13 +91,14 @@ quick: setup
 	$(BIN)/python -m pytest -m "not real and not slow and not browser"
 
 lint: setup
-	$(BIN)/ruff check src tests examples benchmarks
-	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/ruff check src tests examples benchmarks tools
+	$(BIN)/ruff format --check src tests examples benchmarks tools
 	$(BIN)/mypy
+	$(BIN)/python tools/words.py
 
 format: setup
-	$(BIN)/ruff check --fix src tests examples benchmarks
-	$(BIN)/ruff format src tests examples benchmarks
+	$(BIN)/ruff check --fix src tests examples benchmarks tools
+	$(BIN)/ruff format src tests examples benchmarks tools
 
 clean:
 	rm -rf .venv .venv-latest

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains dual modulation on the top two layers of a model, from its closed form:
 #   ./train_dual_modulation.sh [WORKSPACE [MODEL]] [flags of `npt train`, such as --steps 400]
-# On several devices: LAUNCH="accelerate launch -m" ./train_dual_modulation.sh ... ; cut off, it goes on with --resume.
+# On several devices: LAUNCH="accelerate launch -m" ./train_dual_modulation.sh ... ; interrupted, it continues with --resume.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 workspace=dual-workspace model=smollm2-135m

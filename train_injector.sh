@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains an injector for smollm2-135m: ./train_injector.sh DATA [WORKSPACE] [flags of `npt train-injector`, such as --resume]
 # DATA is a folder with counterfact_train.json, counterfact_dev.json, zsre_dev.json (whose subjects are left out) and
-# general_text.jsonl. Two hours on two cores without other work; cut off, it goes on with --resume. The injector is then in the workspace.
+# general_text.jsonl. Two hours on two cores without other work; interrupted, it continues with --resume. The injector is then in the workspace.
 set -euo pipefail
 cd "$(dirname "$0")"
 data=${1:?the folder with the data}; shift

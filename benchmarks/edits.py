@@ -1,15 +1,15 @@
-"""Ours and what users would pick instead, on the same model and records: one table.
+"""Our methods and the baselines on the same model and records, in one table.
 
 make bench-edits
     or: python benchmarks/edits.py [--data FILE] [--workspace W] [--method M[,M...]] [--limit 100] [--seed 0]
         [--together N] [--report DIR] [--json]
 
-CounterFact records, each taught alone: quality, what is left of the ceiling, seconds per edit, what becomes of ordinary
-text, and the tokens that a statement in the prompt costs with every question. --together N keeps N edits instead, made
-one upon another, and in one batch where a method has one. Without --workspace, a fresh one of smollm2-135m in float32.
-Without --method, every method of the package and every baseline; one that this workspace cannot do is left out, and
-named. The data is --data, or counterfact_dev.json in the folder $NPT_DATA. With --report, a run that was cut off goes
-on from there, and may go on with other methods.
+CounterFact records, each taught alone: quality, share of the ceiling, seconds per edit, the effect on ordinary text,
+and the tokens that a statement in the prompt costs with every question. --together N makes N sequential edits instead,
+and a batch edit of all N if the method has one. Without --workspace, a fresh one of smollm2-135m in float32. Without
+--method, every method of the package and every baseline; one that this workspace cannot do is left out, and named. The
+data is --data, or counterfact_dev.json in the folder $NPT_DATA. With --report, an interrupted run continues from there,
+and may continue with other methods.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.inject_options import InjectOptions, Method
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
-from neuroplastic.evaluation.methods import WITHOUT_EDIT, Contender, Taught, contender
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import WITHOUT_EDIT, EditingMethod, Taught, editing_method
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.plots import need_matplotlib
 from neuroplastic.evaluation.records import Record, choose, read_records
 from neuroplastic.evaluation.report import entries, write_report
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
 from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval, summary
@@ -72,20 +72,20 @@ def main() -> None:
             ws = npt.Workspace.create(Path(folder) / "w", "smollm2-135m")
         else:
             ws = npt.Workspace.open(options.workspace)
-        contenders, left_out = chosen(ws.engine, records[0], options.method)
-        examination = Examination(ws.engine, suite, seed=options.seed)
+        methods, left_out = chosen(ws.engine, records[0], options.method)
+        evaluator = Evaluator(ws.engine, suite, seed=options.seed)
         settings = {"base": ws.base.sha256, "data": data.name, "edits": [e.name for e in ws.edits]}
         settings |= {"records": [r.id for r in records], "seed": options.seed, "together": options.together}
         if options.together is None:
-            kept = None if options.report is None else Kept(options.report, settings, Row)
+            store = None if options.report is None else ResultStore(options.report, settings, Row)
             with progress("teaching and asking, one record at a time") as step:
-                found = summarise(evaluate(examination, records, contenders, kept, step), suite, options.seed)
-            for method, cost in context_tokens(ws.engine, records, contenders).items():
+                found = summarise(evaluate(evaluator, records, methods, store, step), suite, options.seed)
+            for method, cost in context_tokens(ws.engine, records, methods).items():
                 found["methods"][method]["context_tokens"] = cost
         else:
-            steps = None if options.report is None else Kept(options.report, settings, Step)
-            found = summarise_steps(together(examination, records, contenders, steps), records, suite, options.seed)
-    found |= {"malformed": malformed, "missing": sorted(examination.missing), "left_out": left_out}
+            steps = None if options.report is None else ResultStore(options.report, settings, Step)
+            found = summarise_steps(together(evaluator, records, methods, steps), records, suite, options.seed)
+    found |= {"malformed": malformed, "missing": sorted(evaluator.missing), "left_out": left_out}
     if options.report is not None:
         write_report(options.report, found, settings, [])
     if options.json:
@@ -94,12 +94,12 @@ def main() -> None:
         show(found)
 
 
-def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The contenders by name, and why others are left out.
+def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str, EditingMethod], dict[str, str]]:
+    """The methods by name, and why others are left out.
 
     Nothing is left out of those that are named. Raises NPTError for one that does not exist.
     """
-    every = {**{m: contender(m) for m in (*WITHOUT_EDIT, *get_args(Method))}, **BASELINES}
+    every = {**{m: editing_method(m) for m in (*WITHOUT_EDIT, *get_args(Method))}, **BASELINES}
     names = [m.strip() for m in named.split(",") if m.strip()]
     if wrong := [m for m in names if m not in every]:
         raise npt.NPTError(f"there is no method {wrong[0]!r}; there are {', '.join(every)}")
@@ -117,38 +117,41 @@ def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str,
 
 
 def context_tokens(
-    engine: EditableModel, records: Sequence[Record], contenders: Mapping[str, Contender]
+    engine: EditableModel, records: Sequence[Record], methods: Mapping[str, EditingMethod]
 ) -> dict[str, float]:
-    """Per contender, the mean number of tokens that stand in front of every question while a record is asked."""
-    told = dict.fromkeys(contenders, 0.0)
-    for name in told.keys() & set(WITHOUT_EDIT):  # the others say it in weights
+    """Per method, the mean number of tokens that stand before every question while a record is asked."""
+    tokens = dict.fromkeys(methods, 0.0)
+    for name in tokens.keys() & set(WITHOUT_EDIT):  # the others need no context
         for record in records:
-            with contenders[name](engine, record) as taught:
-                told[name] += len(encode(engine.tokenizer, taught.told)) / len(records)
-    return told
+            with methods[name](engine, record) as taught:
+                tokens[name] += len(encode(engine.tokenizer, taught.context)) / len(records)
+    return tokens
 
 
 # --- many facts -----------------------------------------------------------------------------------------------------
 
 
 def together(
-    examination: Examination, records: Sequence[Record], contenders: Mapping[str, Contender], kept: Kept[Step] | None
+    evaluator: Evaluator,
+    records: Sequence[Record],
+    methods: Mapping[str, EditingMethod],
+    store: ResultStore[Step] | None,
 ) -> list[Step]:
-    """Each contender that changes weights: one record after another, and then all in one batch where it can."""
+    """Each method that changes weights: sequential edits of all records, and then a batch edit if it has one."""
     batches = {"consolidate": consolidate_all, **BATCHES}
     steps: list[Step] = []
-    for name, teach in contenders.items():
+    for name, teach in methods.items():
         if name not in WITHOUT_EDIT:
-            with progress(f"{name}, one upon another") as step:
-                steps += in_a_row(examination, records, name, teach, kept, step)
+            with progress(f"{name}, sequential") as step:
+                steps += in_a_row(evaluator, records, name, teach, store, step)
         if name in batches:
-            steps.append(in_one(examination, records, f"{name}, one batch", batches[name], kept))
+            steps.append(in_one(evaluator, records, f"{name}, one batch", batches[name], store))
     return steps
 
 
 @contextmanager
 def consolidate_all(engine: EditableModel, records: Sequence[Record]) -> Iterator[Taught]:
-    """Our joint solution."""
+    """The joint solution of `consolidate` as a batch edit."""
     active = engine.ledger.active
     last = max((e.sequence for e in active), default=0)
     facts = [asked(r.prompt, r.new) for r in records]
@@ -159,24 +162,24 @@ def consolidate_all(engine: EditableModel, records: Sequence[Record]) -> Iterato
 
 
 def in_one(
-    examination: Examination, records: Sequence[Record], name: str, teach: Batch, kept: Kept[Step] | None
+    evaluator: Evaluator, records: Sequence[Record], name: str, teach: Batch, store: ResultStore[Step] | None
 ) -> Step:
     """All records taught by one call, and then all asked."""
-    for known in kept.done if kept is not None else ():
+    for known in store.done if store is not None else ():
         if known.method == name:
             return known
-    examination.remember(records)
-    ordinary = OrdinaryText(examination.engine)
-    with progress(name) as step, teach(examination.engine, records) as taught:
+    evaluator.remember(records)
+    ordinary = OrdinaryText(evaluator.engine)
+    with progress(name) as step, teach(evaluator.engine, records) as taught:
         rows = []
         for number, record in enumerate(records, 1):
-            rows.append(examination.ask(record))
+            rows.append(evaluator.ask(record))
             step(number, len(records))
-        figures = summary(rows, examination.suite.parts_of_s, examination.seed)
-        figures |= {"seconds": mean_interval([taught.seconds], examination.seed)}
+        figures = summary(rows, evaluator.suite.parts_of_s, evaluator.seed)
+        figures |= {"seconds": mean_interval([taught.seconds], evaluator.seed)}
         made = Step(name, len(records), len(records), figures, *ordinary.drift())
-    if kept is not None:
-        kept.keep(made)
+    if store is not None:
+        store.keep(made)
     return made
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 import neuroplastic as npt
 from neuroplastic.calibration.calibrate import calibration_rows, fit_generators
 from neuroplastic.config import PlasticityConfig
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.generators import LowRank
 from neuroplastic.surgery import learnable_layers, mode, plastic_layers
 from neuroplastic.text.self_text import calibration_text
@@ -56,23 +56,23 @@ def main() -> None:
     parts = chosen_parts(options.parts, PARTS)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"steps": options.steps, "rank": options.rank}
-        kept = Kept(options.report or Path(folder), settings, Cell)
+        store = ResultStore(options.report or Path(folder), settings, Cell)
         for part in parts:
             print(f"\n### {part}\n", flush=True)
             arms = {"adaptive": adaptive, "layers": layers, "conditional": conditional, "hierarchical": hierarchical}
-            show(measured(kept, part, arms[part](options.steps, options.rank)))
+            show(measured(store, part, arms[part](options.steps, options.rank)))
 
 
 Arms = Iterator[tuple[str, Callable[[], dict[str, list[float]]]]]
 
 
-def measured(kept: Kept[Cell], part: str, arms: Arms) -> Iterator[Cell]:
+def measured(store: ResultStore[Cell], part: str, arms: Arms) -> Iterator[Cell]:
     """One cell for each arm, measured where it is not kept."""
     for arm, measure in arms:
-        known = next((c for c in kept.done if (c.part, c.arm) == (part, arm)), None)
+        known = next((c for c in store.done if (c.part, c.arm) == (part, arm)), None)
         if known is None:
             known = Cell(part, arm, measure())
-            kept.keep(known)
+            store.keep(known)
         yield known
 
 
@@ -203,7 +203,7 @@ def close(ws: npt.Workspace, share: float) -> None:
 
 @torch.no_grad()
 def gates(ws: npt.Workspace, text: Tensor) -> dict[int, Tensor]:
-    """The gate of every token, behind the first, an attention sink."""
+    """The gate of every token after the first, an attention sink."""
     found: dict[int, Tensor] = {}
 
     def look(i: int) -> Any:

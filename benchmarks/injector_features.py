@@ -15,9 +15,9 @@ or in the folder $NPT_DATA, in the same order, from the same closed-form start:
 
 separate and joint begin with A_l from the closed form of dynamic mode. The generators of `separate` are trained on the
 direct loss alone, on the same text for as many steps. Printed is, of held-out facts, the share of answer tokens that
-are the likeliest, for the wording told and for another, each edit alone and all of them together; KL divergences of the
-edited model; and of the six converted layers in dynamic mode the direct error and the KL divergence on held-out text.
-With --work, a run that was cut off goes on from there.
+are the likeliest, for the statement's wording and for another, each edit alone and in a joint batch; KL divergences of
+the edited model; and of the six converted layers in dynamic mode the direct error and the KL divergence on held-out
+text. With --work, an interrupted run continues from there.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def train(
         ws.engine,
         LoopSettings(steps=options.steps, lr=options.lr, warmup=10, eval_every=0, save_every=20, seed=options.seed),
     )
-    told = suitable(data.topics)[: options.examples]
+    topics = suitable(data.topics)[: options.examples]
     with torch.no_grad():  # the directions that are sought do not depend on what is read: searched for once
         searched = Injector(replace(injector.config, depths=(-1,), reads="residual"))
     module: nn.Module = injector
@@ -228,7 +228,7 @@ def train(
     variety = Variety(other_answers=0, chats=0, sentences=0)
     lessons = Lessons(data.topics, ws.tokenizer, [], variety, options.seed, InjectorConfig.max_length)
     with engine.only(()), only_trainable(ws.model, injector):
-        examples = find_examples(engine, searched, told, work / "examples")
+        examples = find_examples(engine, searched, topics, work / "examples")
         if name in ("separate", "joint"):
             distillation = Distillation(ws.model, DISTILLED)
             generators: Any = distillation.generators
@@ -239,7 +239,7 @@ def train(
                 for A, B in zip(codes, own, strict=True):
                     A.load_state_dict(B.state_dict())
             module = Coded(injector, codes, shared=name == "joint")
-        x = features(ws, injector.config, told, module if isinstance(module, Coded) else None)
+        x = features(ws, injector.config, topics, module if isinstance(module, Coded) else None)
         fitted = fit_values(injector, Examples(x, examples.delta, examples.p))
         task = Injection(engine, injector, lessons, data.held, data.texts, INJECTION, options.seed)
         task.module = module
@@ -263,14 +263,14 @@ def train(
 
 
 @torch.no_grad()
-def features(ws: npt.Workspace, config: InjectorConfig, told: Sequence[Topic], coded: Coded | None) -> Tensor:
+def features(ws: npt.Workspace, config: InjectorConfig, topics: Sequence[Topic], coded: Coded | None) -> Tensor:
     """What the injector's linear path reads of these facts."""
     found = []
     with mode(ws.model, "standard"):
-        for first in range(0, len(told), 16):
+        for first in range(0, len(topics), 16):
             facts = [
                 asked(w[0], t.answer, w[1:], t.subject)
-                for t in told[first : first + 16]
+                for t in topics[first : first + 16]
                 for w in [[w for w in t.wordings if t.subject is not None and find_words(w, t.subject)][:2]]
             ]
             statements = [encode_after(ws.tokenizer, f.question, f.answer) for f in facts]
@@ -295,11 +295,13 @@ def dynamic(ws: npt.Workspace, distillation: Distillation) -> dict[str, float]:
 
 def show(found: dict[str, dict[str, Any]]) -> None:
     console = Terminal()
-    table = Table("", "told", "asked", "together, told", "asked", "KL near", "KL text", "text, together", "cosine")
+    table = Table(
+        "", "own words", "others", "joint: own words", "others", "KL near", "KL text", "joint: text", "cosine"
+    )
     for name, f in found.items():
-        alone, crowd = f["alone"], f["together"]
-        shares = [alone["told"], alone["asked"], crowd["told"], crowd["asked"]]
-        divergences = [alone["near_kl"], alone["text_kl"], crowd["text_kl"]]
+        alone, joint = f["alone"], f["together"]
+        shares = [alone["told"], alone["asked"], joint["told"], joint["asked"]]
+        divergences = [alone["near_kl"], alone["text_kl"], joint["text_kl"]]
         table.add_row(name, *(f"{x:.2f}" for x in shares), *(f"{x:.3f}" for x in divergences), f"{f['cosine']:.2f}")
     console.print(table)
     table = Table("dynamic mode", "direct error", "KL", "perplexity")

@@ -4,12 +4,12 @@ python benchmarks/learned.py [--data FOLDER] [--workspace W] [--quick] [--record
     [--kept 1,10,30,100,300,1000] [--first 0] [--skip rome] [--seed 0] [--report DIR] [--json]
 
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
-package was trained on their subjects. --first leaves so many records out, those that are reported on, to choose on
-others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: so many edits in place, told in one call,
-first solved together as the ledger does and then merely added up; CounterFact edits come first, zsRE's fill up, and a
-sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of held-out
-text that the model wrote, and on as many of general_text.jsonl. The model writes freely about --asked records, or not
-at all about 0. Prints what was measured, and which bars are met. With --report, a run that was cut off goes on from
+package was trained on their subjects. --first leaves that number of records out, those that are reported on, to choose
+on others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: numbers of edits in place, made in one
+call, first in the joint solution as the ledger does and then merely added up; CounterFact edits come first, zsRE's fill
+up, and a sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of
+held-out text that the model wrote, and on as many of general_text.jsonl. The model writes freely about --asked records,
+or not at all with 0. Prints what was measured, and which bars are met. With --report, an interrupted run continues from
 there.
 """
 
@@ -36,11 +36,11 @@ from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
-from neuroplastic.evaluation.methods import contender, injected
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import editing_method, injected
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suite import SuiteName
 from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
@@ -50,8 +50,8 @@ HOW = ("together", "added", "unedited")
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """So many edits in place."""
+class InPlace:
+    """Figures of a number of edits in place."""
 
     edits: int
     how: str
@@ -125,8 +125,8 @@ def alone(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
-    suite, contenders = SUITES[name], {m: BASELINES[m] if m in BASELINES else contender(m) for m in methods}
-    contenders["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
+    suite, compared = SUITES[name], {m: BASELINES[m] if m in BASELINES else editing_method(m) for m in methods}
+    compared["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
     settings = {
         "suite": name,
         "quick": options.quick,
@@ -134,15 +134,15 @@ def alone(
         "methods": methods,
         "base": engine.sha256,
     }
-    kept = None if options.report is None else Kept(options.report / name, settings, Row)
+    store = None if options.report is None else ResultStore(options.report / name, settings, Row)
     with progress(f"{name}: {len(chosen)} records, {', '.join(methods)}") as step:
-        found = summarise(evaluate(Examination(engine, suite), chosen, contenders, kept, step), suite, options.seed)
+        found = summarise(evaluate(Evaluator(engine, suite), chosen, compared, store, step), suite, options.seed)
     if not options.asked:
         return found
-    written = Examination(engine, suite, generate=True, seed=options.seed)
-    kept = None if options.report is None else Kept(options.report / f"{name}-written", settings, Row)
+    written = Evaluator(engine, suite, generate=True, seed=options.seed)
+    store = None if options.report is None else ResultStore(options.report / f"{name}-written", settings, Row)
     with progress(f"{name}: free writing") as step:
-        rows = evaluate(written, chosen[: options.asked], {"learned": contenders["learned"]}, kept, step)
+        rows = evaluate(written, chosen[: options.asked], {"learned": compared["learned"]}, store, step)
     own = found["methods"]["learned"]["figures"]
     free = summarise(rows, suite, options.seed)["methods"]["learned"]["figures"]
     own |= {n: free[n] for n in ("es_gen", "ps_gen", "entropy")}
@@ -150,7 +150,7 @@ def alone(
 
 
 def timed(ws: npt.Workspace, chosen: Sequence[Record], options: npt.InjectOptions) -> dict[str, float]:
-    """Seconds: an edit's own, a whole call of `inject` with all that it measures, and a hundred facts in one call."""
+    """Seconds of an edit itself, of a whole call of `inject` with all that it measures, and of a batch of facts."""
     facts = [asked(r.prompt, r.new) for r in chosen]
     own, whole = [], []
     for fact in facts[:11]:  # the first warms up
@@ -178,36 +178,36 @@ def in_place(
     more: Sequence[Record],
     sizes: Sequence[int],
     options: argparse.Namespace,
-) -> list[Crowd]:
-    """What is left of the first records' facts as edits crowd the weights."""
+) -> list[InPlace]:
+    """Figures of the first records' facts as the number of edits in the weights grows."""
     taught = [*first, *more][: max(sizes)]
     if len(taught) < max(sizes):
         raise npt.NPTError(f"there are {len(taught)} records for {max(sizes)} edits; give smaller --kept")
     facts = [asked(r.prompt, r.new) for r in taught]
-    told = npt.InjectOptions("learned", quick=options.quick)
+    chosen = npt.InjectOptions("learned", quick=options.quick)
     suite = SUITES["counterfact"]
-    examination, written = Examination(engine, suite), OrdinaryText(engine, engine.text[1])
+    evaluator, written = Evaluator(engine, suite), OrdinaryText(engine, engine.text[1])
     read = OrdinaryText(engine, text_of_people(engine, options))
     settings = {"taught": [r.id for r in (*first, *more)], "asked": options.asked, "quick": options.quick}
     settings |= {"base": engine.sha256, "seed": options.seed}
-    kept = None if options.report is None else Kept(options.report / "kept", settings, Crowd)
-    known = {(c.edits, c.how): c for c in (kept.done if kept is not None else ())}
-    found: list[Crowd] = []
+    store = None if options.report is None else ResultStore(options.report / "kept", settings, InPlace)
+    known = {(c.edits, c.how): c for c in (store.done if store is not None else ())}
+    found: list[InPlace] = []
     with progress("many edits in place") as step:
         for size in sizes:
             if all((size, how) in known for how in HOW):
                 found += [known[size, how] for how in HOW]
                 continue
-            made = engine.make(facts[:size], told, [f"kept-{i}" for i in range(size)])
+            made = engine.make(facts[:size], chosen, [f"kept-{i}" for i in range(size)])
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
-            examination.remember(some)
+            evaluator.remember(some)
             for how, edits in zip(HOW, (placed, [_added(e) for e in placed], []), strict=True):
                 with engine.only(edits):
-                    figures = summary([examination.ask(r) for r in some], suite.parts_of_s, options.seed)
-                    found.append(Crowd(size, how, figures, *written.drift(), *read.drift()))
-                if kept is not None:
-                    kept.keep(found[-1])
+                    figures = summary([evaluator.ask(r) for r in some], suite.parts_of_s, options.seed)
+                    found.append(InPlace(size, how, figures, *written.drift(), *read.drift()))
+                if store is not None:
+                    store.keep(found[-1])
                 step(len(found), len(HOW) * len(sizes))
     return found
 
@@ -251,10 +251,10 @@ def bars(found: dict[str, Any]) -> dict[str, bool]:
     if "time" in found:
         limit("seconds an edit", found["time"]["edit"], 0.12)
         bar("edits a second, a hundred at once", found["time"]["per_second_together"], 20)
-    crowds = {(c["edits"], c["how"]): c for c in found.get("kept", ())}
+    measured = {(c["edits"], c["how"]): c for c in found.get("kept", ())}
     for edits, share, drift in ((100, 0.92, 0.03), (1000, 0.80, 0.10)):
-        if (edits, "together") in crowds:
-            c, base = crowds[edits, "together"], crowds[edits, "unedited"]["figures"]
+        if (edits, "together") in measured:
+            c, base = measured[edits, "together"], measured[edits, "unedited"]["figures"]
             bar(f"{edits} edits, S of its ceiling", c["figures"]["S"][0] / harmonic(1, 1, base["NS"][0]), share)
             limit(f"{edits} edits, rise of perplexity", c["perplexity"], drift)
     return checked

@@ -8,7 +8,7 @@ smollm2-135m in float32, generators that read the effect, about 233,000 paramete
 
 calibrated    fidelity after the closed form, top two layers and all, on held-out self-written text
 trained       fidelity of the top two layers after the same training from noise: mean, least and largest of the seeds
-injected      CounterFact records told to the exact generator's `token`, and to `consolidate` on each preset's sites
+injected      CounterFact records edited by the exact generator's `token`, and by `consolidate` on each preset's sites
 regularised   `dual` trained from the closed form with several --reg-weight: norm of dW, fidelity, its `token` edits
 
 With --report, what is finished is kept in the folder and not measured again. Data is --data, or counterfact_dev.json in
@@ -37,11 +37,11 @@ from neuroplastic.config import PlasticityConfig, Preset
 from neuroplastic.console import note
 from neuroplastic.editing.inject_options import InjectOptions
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.fidelity import measure_fidelity
-from neuroplastic.evaluation.methods import Contender, injected, unedited
+from neuroplastic.evaluation.methods import EditingMethod, injected, unedited
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval
 from neuroplastic.surgery import mode
@@ -114,8 +114,8 @@ class Study:
 
     def __init__(self, folder: Path, settings: dict[str, object], records: Sequence[Record], steps: int):
         self.folder, self.records, self.steps = folder, records, steps
-        self.kept = Kept(folder, {"steps": settings["steps"]}, Cell)
-        self.rows = Kept(folder / "edits", settings, Row) if records else None
+        self.cells = ResultStore(folder, {"steps": settings["steps"]}, Cell)
+        self.rows = ResultStore(folder / "edits", settings, Row) if records else None
 
     def calibrated(self) -> Iterator[Cell]:
         for layers in ("top2", "all"):
@@ -175,7 +175,7 @@ class Study:
         rows: list[Row] = []
         for preset in get_args(Preset):
             with workspace(PlasticityConfig(preset=preset)) as ws:
-                own: dict[str, Contender] = {f"{preset}, token": injected(InjectOptions("token"))}
+                own: dict[str, EditingMethod] = {f"{preset}, token": injected(InjectOptions("token"))}
                 own[f"{preset}, token, alpha 1"] = injected(InjectOptions("token", alpha=1.0))
                 try:
                     rows += self._edits(ws, own)
@@ -198,14 +198,14 @@ class Study:
             trained = {k: v for k, v in cell.figures.items() if k in ("norm of dW", "kl")}
             yield Cell("regularised", arm, {f"training's {k}": v for k, v in trained.items()} | edits.figures)
 
-    def _edits(self, ws: npt.Workspace, contenders: Mapping[str, Contender]) -> list[Row]:
-        return evaluate(Examination(ws.engine, SUITES["counterfact"]), self.records, contenders, self.rows)
+    def _edits(self, ws: npt.Workspace, methods: Mapping[str, EditingMethod]) -> list[Row]:
+        return evaluate(Evaluator(ws.engine, SUITES["counterfact"]), self.records, methods, self.rows)
 
     def _known(self, part: str, arm: str) -> Cell | None:
-        return next((c for c in self.kept.done if (c.part, c.arm) == (part, arm)), None)
+        return next((c for c in self.cells.done if (c.part, c.arm) == (part, arm)), None)
 
     def _keep(self, cell: Cell) -> Cell:
-        self.kept.keep(cell)
+        self.cells.keep(cell)
         return cell
 
 

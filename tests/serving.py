@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import neuroplastic as npt
-from neuroplastic.studio.server import Server, address, application, door_for, listen
+from neuroplastic.studio.server import Server, access_for, address, application, listen
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ('system', 'user', 'assistant') %}"
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 def served(ws: npt.Workspace, exports: Path, token: str | None = None) -> Iterator[str]:
     """The address of a studio on `ws`, while it lasts."""
     exports.mkdir()
-    door = door_for("127.0.0.1", token)
+    door = access_for("127.0.0.1", token)
     with listen(door.host, 0) as sock:
         server = Server(application(ws, door, exports))
         thread = threading.Thread(target=server.run, args=([sock],))

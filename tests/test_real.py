@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import neuroplastic as npt
 from injectors import learned_of
-from neuroplastic.editing.recall import Asked
+from neuroplastic.editing.recall import Query
 from neuroplastic.surgery import base_state
 from neuroplastic.text.tokens import encode, encode_pair
 
@@ -94,7 +94,7 @@ def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
     question, answer = "The occupation of Walt Disney is", " politician"
     edit = ws.inject(npt.asked(question, answer))
     assert edit.report["holds"]
-    (again,) = ws.engine.recall([Asked(question + answer, question + answer, answer)])
+    (again,) = ws.engine.recall([Query(question + answer, question + answer, answer)])
     assert again.answer_probability < 0.1
     ws.undo(edit.name)
     ws.drop(edit.name)

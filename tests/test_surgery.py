@@ -45,7 +45,7 @@ def test_structure_is_detected(family: str) -> None:
     parts = inspect_layers(tiny(family), [0, 1])
     for p in parts:
         assert (p.norm is None) == (family == "olmo2")
-        assert (p.norm_behind_mlp is not None) == (family in NORM_BEHIND)
+        assert (p.norm_after_mlp is not None) == (family in NORM_BEHIND)
         assert (p.attention_end is p.attention) == (family not in NORM_BEHIND)
         assert (p.entry is p.attention) == (family == "olmo2")
         assert p.attention_scale == p.mlp_scale == (0.22 if family == "granite" else 1.0)
@@ -87,7 +87,7 @@ def test_analytic_triple_is_exact(family: str) -> None:
 @pytest.mark.parametrize("preset", ["triple", "v2"])
 def test_drop_is_refused_where_a_norm_stands_behind_the_mlp(family: str, preset: Any) -> None:
     model = tiny(family)
-    with pytest.raises(npt.NPTError, match="attention_residual='drop' on layer 0: a norm behind the MLP"):
+    with pytest.raises(npt.NPTError, match="attention_residual='drop' on layer 0: a norm after the MLP"):
         npt.convert(model, npt.PlasticityConfig(preset=preset))
     assert not npt.plastic_layers(model)
 

@@ -27,7 +27,7 @@ def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
     found = []
     for _ in range(count):
         row, length = rng.choice(rows), rng.randint(2, 10)
-        first = rng.randint(1, max(1, len(row) - length))  # behind the start token
+        first = rng.randint(1, max(1, len(row) - length))  # after the start token
         found.append(row[first : first + length])
     return found
 
@@ -35,9 +35,9 @@ def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
 def question_rows(
     tokenizer: PreTrainedTokenizerBase, record: Record, prefixes: Sequence[Sequence[int]] = ()
 ) -> list[Row]:
-    """The record's question with its new answer, alone and behind each prefix; the key is the subject's last token.
+    """The record's question with its new answer, alone and after each prefix; the key is the subject's last token.
 
-    Raises NPTError where the record has no subject.
+    Raises NPTError if the record has no subject.
     """
     if record.subject is None:
         raise NPTError(f"record {record.id} has no subject, and this baseline has to be given one")
@@ -71,7 +71,7 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[Row], states: Tensor) -> 
 
     The vocabulary is large: only the positions that predict an answer get logits.
     """
-    at = [(i, column) for i, row in enumerate(rows) for column in row.asked]
+    at = [(i, column) for i, row in enumerate(rows) for column in row.answer_positions]
     number, column = torch.tensor(at, device=states.device).T
     wanted = torch.tensor([token for row in rows for token in row.answer], device=states.device)
     weight = torch.tensor([1 / len(row.answer) for row in rows for _ in row.answer], device=states.device)

@@ -11,7 +11,7 @@ VARIABLE = "NPT_DATA"
 
 
 def records_file(given: Path | None, name: str = "counterfact_dev.json") -> Path:
-    """`given`, or the file of that name in the folder $NPT_DATA. Raises NPTError where there is neither."""
+    """`given`, or the file of that name in the folder $NPT_DATA. Raises NPTError if there is neither."""
     if given is None and VARIABLE not in os.environ:
         raise NPTError(
             f"there are no records: give a CounterFact file with --data, or {VARIABLE}, a folder with {name}"

@@ -19,7 +19,7 @@ import torch
 from neuroplastic.config import parse_layers
 from neuroplastic.editing.fact import asked
 from neuroplastic.editing.targets import rows_of
-from neuroplastic.evaluation.methods import Contender, Taught
+from neuroplastic.evaluation.methods import EditingMethod, Taught
 from neuroplastic.structure import projection
 from neuroplastic.surgery import mode
 
@@ -44,8 +44,8 @@ class Settings:
     """stop where the answer's negative log-probability per token is below this, in nats"""
 
 
-def ft_l(settings: Settings | None = None) -> Contender:
-    """The contender. It needs no subject."""
+def ft_l(settings: Settings | None = None) -> EditingMethod:
+    """The method. It needs no subject."""
     chosen = settings or Settings()
 
     @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from neuroplastic.evaluation.methods import Contender, Taught
+from neuroplastic.evaluation.methods import EditingMethod, Taught
 from neuroplastic.structure import PROJECTIONS, LayerParts
 from neuroplastic.surgery import mode
 
@@ -59,8 +59,8 @@ def places(model: nn.Module, parts: Sequence[LayerParts], where: Where) -> list[
     return [name for name, module in model.named_modules() if module in chosen]
 
 
-def lora(settings: Settings | None = None) -> Contender:
-    """The contender. It needs no subject."""
+def lora(settings: Settings | None = None) -> EditingMethod:
+    """The method. It needs no subject."""
     chosen = settings or Settings()
 
     @contextmanager

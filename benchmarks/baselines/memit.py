@@ -28,7 +28,7 @@ from neuroplastic.editing.ledger import edited
 from neuroplastic.editing.methods.consolidate import ridge_factor
 from neuroplastic.editing.targets import Row
 from neuroplastic.errors import NPTError
-from neuroplastic.evaluation.methods import Contender, Taught
+from neuroplastic.evaluation.methods import EditingMethod, Taught
 from neuroplastic.structure import LayerParts, projection
 from neuroplastic.surgery import mode
 
@@ -53,8 +53,8 @@ class Settings:
     """of the beginnings"""
 
 
-def memit(settings: Settings | None = None) -> Contender:
-    """The contender: one record alone. It is given the subject; raises NPTError for a record without one."""
+def memit(settings: Settings | None = None) -> EditingMethod:
+    """The method: one record alone. It is given the subject; raises NPTError for a record without one."""
     chosen = settings or Settings()
 
     def teach(engine: EditableModel, record: Record) -> AbstractContextManager[Taught]:
@@ -69,14 +69,14 @@ def teach_all(
 ) -> Iterator[Taught]:
     """All records in one batch; `seconds` is the time per record.
 
-    Raises NPTError as `memit` does, and for a norm behind the MLP, since that makes the residual no linear function of
+    Raises NPTError as `memit` does, and for a norm after the MLP, since that makes the residual no linear function of
     what the projection gives.
     """
     chosen = settings or Settings()
     parts = [engine.parts[i] for i in parse_layers(chosen.layers, len(engine.parts))]
     for part in parts:
-        if part.norm_behind_mlp is not None:
-            raise NPTError(f"layer {part.index} has a norm behind its MLP, so MEMIT's residual cannot be handed to it")
+        if part.norm_after_mlp is not None:
+            raise NPTError(f"layer {part.index} has a norm after its MLP, so MEMIT's residual cannot be handed to it")
     text, _ = engine.text[0], engine.whitening  # once per model, so not part of the edits' time
     began = time.perf_counter()
     prefixes = beginnings(text, chosen.search.prefixes, chosen.seed)
@@ -95,7 +95,7 @@ def teach_all(
 def goal(engine: EditableModel, rows: Sequence[Row], essence: Row, last: LayerParts, search: ValueSearch) -> Tensor:
     """z [d], what the last layer should give at the key of the first row.
 
-    A delta of the residual stream behind it is one of its down projection's output, which the layer scales.
+    A delta of the residual stream after it is one of its down projection's output, which the layer scales.
     """
     _, (state, *_) = read_at_keys(engine.model, rows, last.layer, last.layer)
     scale = last.mlp_scale
@@ -107,7 +107,7 @@ def spread(
 ) -> None:
     """Replaces the down projections of `parts`, in order, so that the last layer comes to give goals z [n, d].
 
-    `rows` are each fact's: the question alone, and behind its beginnings.
+    `rows` are each fact's: the question alone, and after its beginnings.
     """
     for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
         down = projection(part.mlp, "down")

@@ -20,7 +20,7 @@ from torch import Tensor
 from neuroplastic.config import parse_layers
 from neuroplastic.editing.edit import Factors
 from neuroplastic.editing.ledger import edited
-from neuroplastic.evaluation.methods import Contender, Taught
+from neuroplastic.evaluation.methods import EditingMethod, Taught
 from neuroplastic.structure import projection
 from neuroplastic.surgery import mode
 
@@ -48,8 +48,8 @@ def insertion(key: Tensor, whitened: Tensor, change: Tensor) -> Factors:
     return Factors(whitened[None], (change / (whitened @ key))[:, None])
 
 
-def rome(settings: Settings | None = None) -> Contender:
-    """The contender. It is given the subject; raises NPTError for a record without one."""
+def rome(settings: Settings | None = None) -> EditingMethod:
+    """The method. It is given the subject; raises NPTError for a record without one."""
     chosen = settings or Settings()
 
     @contextmanager

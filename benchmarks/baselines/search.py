@@ -6,7 +6,7 @@ make search-edits METHOD=ft_l|lora|rome|memit
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
 what is reported; with --data counterfact_train.json there is no doubt. One grid of SEARCHED after another, the best S
 kept, of equals the first; what is in no grid is the paper's. What was chosen stands in the method's `Settings`. With
---report, a run that was cut off goes on.
+--report, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 import neuroplastic as npt
 from neuroplastic.console import progress
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
-from neuroplastic.evaluation.methods import Contender
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import EditingMethod
 from neuroplastic.evaluation.records import Record, choose, read_records
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suites import SUITES
 
 from .data import records_file
@@ -42,10 +42,10 @@ from .rome import Settings as Rome
 from .rome import rome
 
 REPORTED, SEED = 100, 0
-"""So many records, the first ones of the shuffle with this seed, are what docs/comparison.md reports on at most."""
+"""Largest number of records that docs/comparison.md reports on, the first ones of the shuffle with this seed."""
 
 Grid = Mapping[str, tuple[Any, ...]]
-SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, tuple[Grid, ...]]] = {
+SEARCHED: dict[str, tuple[Callable[[Any], EditingMethod], Any, tuple[Grid, ...]]] = {
     "ft_l": (
         ft_l,
         FtL(layer="4", rate=5e-4, bound=5e-4),
@@ -63,16 +63,16 @@ SEARCHED: dict[str, tuple[Callable[[Any], Contender], Any, tuple[Grid, ...]]] = 
         ({"strength": (15000.0, 1500.0)}, {"layers": ("3-7", "2-4")}),
     ),
 }
-"""Per method: the contender, where the search begins, and the grids that are tried one after another."""
+"""Per baseline: the method, the settings that the search begins with, and the grids, tried one after another."""
 
 
 def search(
-    examination: Examination,
+    evaluator: Evaluator,
     records: Sequence[Record],
-    make: Callable[[Any], Contender],
+    make: Callable[[Any], EditingMethod],
     start: Any,
     grids: Sequence[Grid],
-    kept: Kept[Row] | None = None,
+    store: ResultStore[Row] | None = None,
 ) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The chosen settings, and every tried one's figures by its description."""
     axes = [axis for grid in grids for axis in grid]
@@ -82,15 +82,15 @@ def search(
         name = described(settings, axes)
         if name not in rows:
             with progress(name) as step:
-                rows[name] = evaluate(examination, records, {name: make(settings)}, kept, step)
-        found: float = summarise(rows[name], examination.suite)["methods"][name]["figures"]["S"][0]
+                rows[name] = evaluate(evaluator, records, {name: make(settings)}, store, step)
+        found: float = summarise(rows[name], evaluator.suite)["methods"][name]["figures"]["S"][0]
         return found
 
     for grid in grids:
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         start = max((changed(start, point) for point in points), key=tried)
     every = [row for own in rows.values() for row in own]
-    return start, summarise(every, examination.suite)["methods"]
+    return start, summarise(every, evaluator.suite)["methods"]
 
 
 def value(settings: Any, axis: str) -> Any:
@@ -129,8 +129,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine = npt.Workspace.create(Path(folder) / "w", "smollm2-135m").engine
         settings = {"method": options.method, "data": data.name, "records": [r.id for r in records]}
-        kept = None if options.report is None else Kept(options.report, {**settings, "base": engine.sha256}, Row)
-        chosen, table = search(Examination(engine, suite), records, make, start, grids, kept)
+        store = (
+            None if options.report is None else ResultStore(options.report, {**settings, "base": engine.sha256}, Row)
+        )
+        chosen, table = search(Evaluator(engine, suite), records, make, start, grids, store)
     if options.json:
         print(json.dumps({**settings, "chosen": {a: value(chosen, a) for a in axes}, "tried": table}))
         return

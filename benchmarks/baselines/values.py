@@ -49,7 +49,7 @@ def find_delta(
     """delta [d], added to what the down projection of `part` gives; its bound is in units of |v0|, `value` [d].
 
     Touches no weight. Tokens before the subject's last one depend on no delta; as in our own search they are read once
-    and cached, so that times compare methods. Raises NPTError where no answer depends on delta, as in the last layer.
+    and cached, so that times compare methods. Raises NPTError if no answer depends on delta, as in the last layer.
     """
     reader = Reader(model, [part], ["down"], [*rows, essence])
     size, delta = value.norm(), torch.zeros_like(value, requires_grad=True)
@@ -61,12 +61,12 @@ def find_delta(
             loss = -reader.of_answers(predictions)[:-1].mean()
             if loss < search.enough:
                 break
-            told = predictions[-1]  # what follows the essence
+            predicted = predictions[-1]  # what follows the essence
             if before is None:
-                before = told.detach()  # delta is zero
+                before = predicted.detach()  # delta is zero
                 if not torch.autograd.grad(loss, [delta], retain_graph=True)[0].any():
                     raise NPTError("no answer depends on what this layer gives at the subject; choose an earlier one")
-            kept = kl_div(before, told, reduction="sum", log_target=True)
+            kept = kl_div(before, predicted, reduction="sum", log_target=True)
             total = loss + search.kl * kept + search.decay * delta.norm() / size**2
             (delta.grad,) = torch.autograd.grad(total, [delta])
         adam.step()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @contextmanager
 def put_back(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Behind it, each parameter holds the very tensor that it held before: nothing is computed, so nothing is rounded.
+    """Afterwards each parameter holds the very tensor that it held before: nothing is computed, so nothing is rounded.
 
     Inside, a parameter's `data` is replaced, never written into. May be entered while others are, and is left first.
     """

@@ -2,7 +2,7 @@
 
 cd benchmarks && python -m speed.decode [--repeat 5] [--tokens 12] [--json]
 
-smollm2-135m in float32 behind 64 tokens, batches of 1 and of 8, --tokens steps per run.
+smollm2-135m in float32 after 64 tokens, batches of 1 and of 8, --tokens steps per run.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 cd benchmarks && python -m speed.edit [--edits 1,100,1000] [--json]
 
 smollm2-135m in float32. Seconds and peak memory of an edit alone, without what is measured around it, medians of three
-invented statements; `undo` is one edit taken out of those in place; `open` a workspace with so many edits; and the
-forward pass with them over that of the model without.
+invented statements; `undo` is one edit taken out of those in place; `open` a workspace with this number of edits; and
+the forward pass with them over that of the model without.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def making(ws: npt.Workspace) -> tuple[list[Edit], list[tuple[object, ...]]]:
                     seconds.append(edit.report["seconds"])
                     peaks.append(float("nan") if peak.bytes is None else peak.bytes / 1e6)
                 made.append(edit)
-                told = f"{len(ws.tokenizer(fact.statement)['input_ids'])} tokens"
+                length = f"{len(ws.tokenizer(fact.statement)['input_ids'])} tokens"
                 where = layers or f"{len(edit.layers)}"
-                row = (method, where, told, f"{statistics.median(seconds[1:]):.2f}", f"{max(peaks[1:]):.0f}")
+                row = (method, where, length, f"{statistics.median(seconds[1:]):.2f}", f"{max(peaks[1:]):.0f}")
                 rows.append(row)
     return [e for e in made if "consolidate" in e.name], rows
 

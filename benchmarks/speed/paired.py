@@ -74,7 +74,7 @@ def plastic(model: nn.Module, config: npt.PlasticityConfig) -> Iterator[None]:
 
 
 def in_mode(model: nn.Module, dynamic: bool, run: Callable[[], object]) -> Callable[[], object]:
-    """`run` behind a switch of all converted layers."""
+    """`run`, after all converted layers are switched to the mode."""
     states = [p.state for p in plastic_layers(model).values()]
 
     def switched() -> object:
@@ -122,7 +122,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], a
 
 
 def verdict(name: str, ratio: float, bars: Mapping[str, float] = BARS) -> str:
-    """Whether a bar is met; empty where there is none."""
+    """Whether a bar is met; empty if there is none."""
     if name not in bars:
         return ""
     return f"<= {bars[name]}: {'met' if ratio <= bars[name] else 'NOT MET'}"

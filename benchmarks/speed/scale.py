@@ -2,7 +2,7 @@
 
 cd benchmarks && python -m speed.scale [--repeat 3] [--json]
 
-Random Llama models in float32, `dual`, self key unless said; each axis alone, the others at width 512, 8 layers, 256
+Random Llama models in float32, `dual`, self key by default; each axis alone, the others at width 512, 8 layers, 256
 tokens, rank 64, k 1. `extra` is dynamic less standard mode in milliseconds, medians of paired runs; the exponent is the
 slope of its logarithm (that of the whole forward pass for width, where the generator's share shrinks).
 """

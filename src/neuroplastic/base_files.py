@@ -41,7 +41,7 @@ def base_hash(model: nn.Module, source: str, dtype: str) -> str:
 
 
 def model_files(source: str) -> list[Path]:
-    """The safetensors files and configuration of a model folder, or of a hub id in the hub's own cache; none where
+    """The safetensors files and configuration of a model folder, or of a hub id in the hub's own cache; none if
     they are not found there, or the weights are in another format."""
     folder = Path(source)
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def model_files(source: str) -> list[Path]:
 def holds(source: str, state: Mapping[str, Tensor]) -> bool | None:
     """Whether the files of `source` hold exactly these tensors, read one at a time and converted to their dtypes.
 
-    None where that cannot be said: the files name their tensors otherwise than the model does.
+    None if that cannot be known, because the files name their tensors otherwise than the model does.
     """
     from safetensors import SafetensorError, safe_open
 

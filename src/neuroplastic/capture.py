@@ -16,7 +16,7 @@ Key = TypeVar("Key")
 Look = Callable[[Key, Tensor, Tensor], Tensor | None]
 """Called with (key, input, output) of a module; a tensor that it returns takes the place of the output."""
 STATES = "hidden_states"
-"""The name of a layer's first argument, where it is given by name."""
+"""The name of a layer's first argument, if it is given by name."""
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Axes(NamedTuple):
 
     @property
     def out_of_reach(self) -> tuple[str, ...]:
-        """What no generator on these axes can give back of the pretrained layer; empty where all of it can be."""
+        """What no generator on these axes can give back of the pretrained layer; empty if all of it can be."""
         lost = []
         if self.mlp_input == "pre_attention" and "up" not in self.sites:
             lost.append("up reads n(h) and is not modulated")
@@ -121,7 +121,7 @@ class PlasticityConfig:
     layer's attention output (adaptive rank)."""
 
     top_ranks: int | None = None
-    """With rank_weights=attention only so many components of each token, the most wanted; the others cost nothing."""
+    """With rank_weights=attention, the number of components of each token that are used; the others cost nothing."""
 
     gate: GateKind = "none"
     """`learned`: a number in [0, 1] per token, from the MLP's input and the attention output, scales its modulation
@@ -326,7 +326,7 @@ def _layers_as_text(layers: Any) -> str:
 def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
     """The layer indices that `spec` names in a model of `num_layers` layers, sorted, each once.
 
-    Raises NPTError where a part is not understood or out of range.
+    Raises NPTError if a part is not understood or out of range.
     """
 
     def index(text: str) -> int:

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+"""Called with (done, total) while work is done."""
 Listener = Callable[[str, int, int], None]
-"""Called with (what, done, total) as work goes on; total is 0 where the length of the work is not known."""
+"""Called with (what, done, total) while work is done; total is 0 if the length of the work is not known."""
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -35,8 +35,8 @@ def printable(text: str) -> str:
 def as_json(data: Any) -> str:
     """`data` as JSON on one line, whatever its reader takes for the end of a line: U+0085, U+2028 and U+2029, at which
     many split, are escaped, and so is what JSON itself lets through but no terminal or encoding takes."""
-    said = json.dumps(data, ensure_ascii=False)
-    return _ESCAPED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", said)
+    text = json.dumps(data, ensure_ascii=False)
+    return _ESCAPED_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:

@@ -9,7 +9,7 @@ class NPTError(Exception):
 
 
 class CheckFailed(Exception):
-    """A check that the program made of its own work did not hold; nothing was left behind.
+    """A check that the program made of its own work did not hold; what it had done so far was taken back.
 
     The command line prints it without a traceback and exits with 1.
     """

@@ -68,19 +68,19 @@ def whole_folder(dest: Path) -> Iterator[Path]:
 
 
 def refuse_occupied(dest: Path) -> None:
-    """Raises NPTError where something would be overwritten."""
+    """Raises NPTError if something would be overwritten."""
     if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
         raise NPTError(f"{str(dest)!r} exists and is not empty; choose another folder")
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises NPTError for the few lines of text that Git LFS leaves where it did not fetch a file."""
+    """Raises NPTError for the few lines of text that Git LFS leaves if it did not fetch a file."""
     if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
         raise NPTError(f"{str(path)!r} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
 def _sync(path: Path) -> None:
-    """Raises OSError where the content could not be written; systems that cannot sync this at all are left alone."""
+    """Raises OSError if the content could not be written; systems that cannot sync this at all are left alone."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -108,7 +108,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a user gave, without a byte order mark. Raises NPTError where there is no file, or it is
+    """The text of a file that a user gave, without a byte order mark. Raises NPTError if there is no file, or it is
     no UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -127,7 +127,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises NPTError where the file is missing, unreadable or not one JSON object."""
+    """Raises NPTError if the file is missing, unreadable or not one JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

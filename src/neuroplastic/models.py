@@ -46,7 +46,7 @@ BUNDLED = {
 }
 DEFAULT_MODEL = "smollm2-135m"
 CONVERSION = 2
-"""Part of the name of a converted GGUF file's folder. Raised where earlier conversions must not be used any more: the
+"""Part of the name of a converted GGUF file's folder. Raised when earlier conversions must not be used any more: the
 first ones could hold random layers in place of tensors that the file lacks."""
 NAMED = 4
 """The largest number of tensors that a message names."""
@@ -64,7 +64,7 @@ def load_base(
     `spec` is a bundled name (`smollm2-135m`), a local folder, a `.gguf` file, or a Hugging Face id, looked up in this
     order; an id may end in `@revision`. `dtype` is the dtype of the weights in memory, `device` where they go (default:
     where transformers puts them); `from_pretrained` goes to transformers as it is (`device_map`, `attn_implementation`,
-    ...). Raises NPTError where nothing of that name can be loaded.
+    ...). Raises NPTError if nothing of that name can be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,7 +110,7 @@ def revision_of(source: str) -> tuple[str, str | None]:
 
 
 def resolve(spec: str | Path) -> str:
-    """The folder or hub id that transformers loads for `spec`; fetches and converts where that is needed."""
+    """The folder or hub id that transformers loads for `spec`; fetches and converts if that is needed."""
     text = str(spec)
     if text in BUNDLED:
         return str(_bundled(text, BUNDLED[text]))
@@ -148,10 +148,10 @@ def choice() -> str:
 
 
 def _reason(e: Exception) -> str:
-    """What an exception says, on one line, with its kind where that is no sentence."""
+    """What an exception says, on one line, with its kind if that is no sentence."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return said if said and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {said}"
+    message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return message if message and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {message}"
 
 
 def _refuse_part(name: str, parts: int) -> None:
@@ -163,7 +163,7 @@ def _refuse_part(name: str, parts: int) -> None:
 
 
 def _require_whole(what: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
-    """Raises NPTError where files and configuration do not describe one model.
+    """Raises NPTError if files and configuration do not describe one model.
 
     `found` is what transformers reports of loading: it fills tensors that the files lack, or hold in another shape,
     with random numbers, and leaves out tensors that the configuration has no place for. Tied weights, and tensors that
@@ -195,7 +195,7 @@ def _require_whole(what: str, model: PreTrainedModel, found: Mapping[str, Any]) 
 
 
 def _refuse_homeless(what: str, model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Raises NPTError where there are such names: tensors of a file that loading left out."""
+    """Raises NPTError if there are such names: tensors of a file that loading left out."""
     if names:
         raise NPTError(
             f"{what} is not the model that its configuration describes: the files hold {_listed(sorted(names))}, for "
@@ -204,7 +204,7 @@ def _refuse_homeless(what: str, model: PreTrainedModel, names: Sequence[str]) ->
 
 
 def require_finite_weights(what: str, model: PreTrainedModel, dtype: str) -> None:
-    """Raises NPTError where a weight is not a number: the file is damaged, or the dtype too narrow for it."""
+    """Raises NPTError if a weight is not a number: the file is damaged, or the dtype too narrow for it."""
     bad = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     if bad:
         hint = " or do not fit into float16; use bfloat16 or float32" if dtype == "float16" else ""
@@ -380,7 +380,7 @@ def _unreadable(gguf: Path, e: Exception) -> NPTError:
 
 def _left_out(contents: Any, model: PreTrainedModel) -> list[str]:
     """Tensors of a GGUF file that transformers drops without a word: layers beyond the depth that its metadata name,
-    and biases where the architecture is read without them."""
+    and biases if the architecture is read without them."""
     depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
     names = [str(t.name) for t in contents.tensors]
     beyond = [n for n in names if (block := re.match(r"blk\.(\d+)\.", n)) and int(block[1]) >= depth]

@@ -68,7 +68,7 @@ def code_gram(code: Tensor, M: Tensor, k: int) -> Tensor:
 def residual_growth(h: Tensor, a: Tensor) -> Tensor:
     """rho / rho' = rms(h) / rms(h + a): how much RMSNorm shrinks h once attention is added. [..., d] -> [..., 1].
 
-    For RMSNorm, W n(h + a) = (rho / rho') W n(h) + W diag(w) a / rho'. Zero where h + a is zero.
+    For RMSNorm, W n(h + a) = (rho / rho') W n(h) + W diag(w) a / rho'. Zero if h + a is zero.
     """
     after = (h + a).square().mean(-1, keepdim=True)
     return (h.square().mean(-1, keepdim=True) / after.clamp_min(torch.finfo(h.dtype).tiny)).sqrt()

@@ -35,7 +35,7 @@ class Seen:
     u: Tensor
     """output of the up projection (B, T, f)"""
     y: Tensor
-    """output of the MLP (B, T, d), before any norm behind it"""
+    """output of the MLP (B, T, d), before any norm that follows"""
 
     def at(self, select: Callable[[Tensor], Tensor]) -> Seen:
         """The same layer at some of its tokens."""
@@ -51,7 +51,7 @@ class Seen:
 
     @property
     def carried(self) -> Tensor:
-        """What must be added to y where the layer no longer adds attention itself (B, T, d)."""
+        """What must be added to y if the layer no longer adds attention itself (B, T, d)."""
         return self.a * (self.parts.attention_scale / self.parts.mlp_scale)
 
 

@@ -15,7 +15,7 @@ NUMBERS: dict[str, Callable[[str], Any]] = {"np_rank": int, "num_ranks": int, "t
 
 def as_texts(given: Any, possible: Collection[str]) -> tuple[str, ...]:
     """Overrides with full names, from texts or from a mapping {14: {"np_rank": 128}}; `possible` are the names of
-    settings that a layer may have. Raises NPTError where one is not understood."""
+    settings that a layer may have. Raises NPTError if one is not understood."""
     if isinstance(given, Mapping):
         given = [f"{layers}:{_joined(settings)}" for layers, settings in given.items()]
     if isinstance(given, str) or not all(isinstance(g, str) for g in given):
@@ -33,7 +33,7 @@ def _joined(settings: Mapping[str, Any]) -> str:
 
 
 def layers_of(spec: str) -> range:
-    """The layers of an override. Raises NPTError where it is not understood."""
+    """The layers of an override. Raises NPTError if it is not understood."""
     m = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*:.+", spec)
     if m is None or int(m[2] or m[1]) < int(m[1]):
         raise NPTError(f"layer override {spec!r} not understood; use 14:rank=128,preset=single or 8-15:k=2")
@@ -41,7 +41,7 @@ def layers_of(spec: str) -> range:
 
 
 def settings_of(spec: str, possible: Collection[str]) -> dict[str, Any]:
-    """The settings of an override by their full names, numbers as such. Raises NPTError where one is not understood."""
+    """The settings of an override by their full names, numbers as such. Raises NPTError if one is not understood."""
     found: dict[str, Any] = {}
     for part in spec.partition(":")[2].split(","):
         given, _, value = (t.strip() for t in part.partition("="))

@@ -1,8 +1,8 @@
 """Finding, in any pretrained decoder, the parts that modulation needs: detected, never listed by model name.
 
 The modules are found by what they own (an attention with `o_proj`, an MLP with `gate_proj`, `up_proj`, `down_proj`).
-How they are wired (which norm stands in front of the MLP, whether norms stand behind attention or MLP, whether the
-residuals are scaled) is read off one forward pass over a few tokens, in which every claim is checked on the numbers.
+How they are wired (which norm precedes the MLP, whether norms follow attention or MLP, whether the residuals are
+scaled) is read off one forward pass over a few tokens, in which every claim is checked on the numbers.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class LayerParts:
     index: int
     layer: nn.Module
     entry: nn.Module
-    """the first module that sees h: the norm in front of attention, or attention itself"""
+    """the first module that sees h: the norm before attention, or attention itself"""
     attention: nn.Module
     attention_end: nn.Module
-    """the module whose output is a: attention, or a norm behind it"""
+    """the module whose output is a: attention, or a norm after it"""
     norm: nn.Module | None
-    """n(.), the norm in front of the MLP; None where the MLP reads the residual stream itself"""
+    """n(.), the norm before the MLP; None if the MLP reads the residual stream itself"""
     mlp: nn.Module
-    norm_behind_mlp: nn.Module | None
+    norm_after_mlp: nn.Module | None
     attention_scale: float
     mlp_scale: float
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers. Raises NPTError where the model has none."""
+    """The list of decoder layers. Raises NPTError if the model has none."""
     whole: Any = model
     decoder = whole.get_decoder() if hasattr(whole, "get_decoder") else whole
     config = getattr(whole, "config", None)
@@ -66,7 +66,7 @@ def mlp_of(layer: nn.Module) -> nn.Module:
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
-    """The softmax attention of a decoder layer, with queries and an o_proj; None where it has none."""
+    """The softmax attention of a decoder layer, with queries and an o_proj; None if it has none."""
     for child in layer.children():
         owned = {name for name, _ in child.named_children()}
         recurrent = {"A_log", "dt_bias"} & set(dict(child.named_parameters(recurse=False))) or "conv1d" in owned
@@ -78,7 +78,7 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
 def inspect_layers(model: nn.Module, indices: Sequence[int]) -> list[LayerParts]:
     """The parts of the chosen layers. Runs one forward over four tokens; changes nothing.
 
-    Raises NPTError, naming layer and cause, where a layer's structure is not one that modulation can carry.
+    Raises NPTError, naming layer and cause, if a layer's structure is not one that modulation can carry.
     """
     layers = decoder_layers(model)
     found = [(i, layers[i], _attention(i, layers[i]), _mlp(i, layers[i])) for i in indices]
@@ -163,27 +163,27 @@ def _wire(i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: 
         raise NPTError(f"layer {i} ({type(layer).__name__}) does not pass hidden states through attention and MLP")
     others = [c for c in layer.children() if c in seen and c is not attention and c is not mlp]
 
-    def behind(tensor: Tensor) -> nn.Module | None:
+    def following(tensor: Tensor) -> nn.Module | None:
         return next((c for c in others if seen[c].input is tensor), None)
 
-    def in_front(tensor: Tensor) -> nn.Module | None:
+    def preceding(tensor: Tensor) -> nn.Module | None:
         return next((c for c in others if seen[c].output is tensor), None)
 
     h = whole.input
-    entry = attention if attended.input is h else in_front(attended.input)
+    entry = attention if attended.input is h else preceding(attended.input)
     if entry is None or seen[entry].input is not h:
         raise NPTError(f"layer {i}: attention does not read the layer's input through at most one norm")
-    end = behind(attended.output) or attention
+    end = following(attended.output) or attention
     a = seen[end].output
-    norm = in_front(fed.input)
+    norm = preceding(fed.input)
     r = fed.input if norm is None else seen[norm].input
     if r is h or torch.equal(r, h):
         raise NPTError(
             f"layer {i} ({type(layer).__name__}) runs attention and MLP in parallel: the MLP never sees attention, "
             "so attention cannot modulate it"
         )
-    norm_behind = behind(fed.output)
-    y = fed.output if norm_behind is None else seen[norm_behind].output
+    norm_after = following(fed.output)
+    y = fed.output if norm_after is None else seen[norm_after].output
     gated = projection(mlp, "down")(
         _activation(i, mlp)(projection(mlp, "gate")(fed.input)) * projection(mlp, "up")(fed.input)
     )
@@ -197,7 +197,7 @@ def _wire(i: int, layer: nn.Module, attention: nn.Module, mlp: nn.Module, seen: 
         attention_end=end,
         norm=norm,
         mlp=mlp,
-        norm_behind_mlp=norm_behind,
+        norm_after_mlp=norm_after,
         attention_scale=_scale(i, layer, "attention", h, a, r),
         mlp_scale=_scale(i, layer, "MLP", r, y, whole.output),
     )

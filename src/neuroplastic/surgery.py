@@ -3,7 +3,7 @@
 A converted layer keeps its own `forward`. Three of its modules get a subclass of their class: the first module that
 sees h and the one whose output is a leave these two for the MLP, and the MLP reads its modulation from a generator,
 which is its only new submodule (`mlp.plasticity`). So parameter names stay, and caches, masks, checkpointing and
-compilation go on working with no code per architecture.
+compilation keep working with no code per architecture.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Plasticity(nn.Module):
         self.leader = self.state
         """of the layer that makes the group's coarse code"""
         self.swapped: list[tuple[nn.Module, type[nn.Module]]] = []
-        # behind a plain object: the layer owns these modules, registering them here would rename keys
+        # held by a plain object: the layer owns these modules, and registering them here would rename keys
         self.parts = parts
         self.probe: Probe | None = None
 
     def forward(self, given: Tensor) -> Tensor:
-        """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) where the residual is dropped."""
+        """given [B, T, d]: what the layer passes to its MLP; n(h + a), or n(h) if the residual is dropped."""
         signals, z = self._signals(given)
         mlp, sites = self.parts.mlp, self.config.axes.sites
 
@@ -170,7 +170,7 @@ def _subclass(role: type, cls: type[nn.Module]) -> type[nn.Module]:
 def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Module:
     """Makes the chosen layers of `model` plastic, in place, in dynamic mode, and returns it.
 
-    Raises NPTError, with nothing changed, where a layer's structure, a second conversion or a combination of axes
+    Raises NPTError, with nothing changed, if a layer's structure, a second conversion or a combination of axes
     stands in the way.
     """
     config = config or PlasticityConfig()
@@ -183,9 +183,9 @@ def convert(model: nn.Module, config: PlasticityConfig | None = None) -> nn.Modu
             f"layer {stray[0]} has settings of its own, but is not among the plastic layers ({config.layers})"
         )
     for p in parts:
-        if config.at(p.index).axes.attention_residual == "drop" and p.norm_behind_mlp is not None:
+        if config.at(p.index).axes.attention_residual == "drop" and p.norm_after_mlp is not None:
             raise NPTError(
-                f"attention_residual='drop' on layer {p.index}: a norm behind the MLP would rescale the attention "
+                f"attention_residual='drop' on layer {p.index}: a norm after the MLP would rescale the attention "
                 "output that the MLP has to carry; use attention_residual='keep' (dual, single or v1)"
             )
     groups = groups_of(config, indices)

@@ -32,7 +32,7 @@ from baselines.weights import put_back
 from conftest import make_tokenizer
 from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
 from neuroplastic.editing.engine import EditableModel
-from neuroplastic.evaluation.methods import Contender
+from neuroplastic.evaluation.methods import EditingMethod
 from neuroplastic.evaluation.records import Record
 from neuroplastic.structure import projection
 from neuroplastic.text.tokens import encode, start_token
@@ -42,7 +42,7 @@ RECORDS = [
     Record("b", "The fox is", "lazy", "quick", ("A fox is",), (("The dog is", "quick"),), "fox"),
 ]
 SEARCH = ValueSearch(steps=6, prefixes=2, kl=0, decay=0)
-TINY: dict[str, Contender] = {
+TINY: dict[str, EditingMethod] = {
     "ft_l": ft_l(FtlSettings(layer="0", bound=0.05, rate=0.02)),
     "lora": lora(LoraSettings(rate=0.02)),
     "rome": rome(RomeSettings(layer="0", search=SEARCH)),
@@ -129,7 +129,7 @@ def test_every_family(make_engine: Callable[..., EditableModel], name: str, fami
     engine = make_engine(family)
     pristine, before = _state(engine), _answer(engine, RECORDS[0])
     if name == "memit" and family in NORM_BEHIND:
-        with pytest.raises(npt.NPTError, match="a norm behind its MLP"), TINY[name](engine, RECORDS[0]):
+        with pytest.raises(npt.NPTError, match="a norm after its MLP"), TINY[name](engine, RECORDS[0]):
             pass
         return
     with TINY[name](engine, RECORDS[0]):
@@ -156,7 +156,7 @@ def test_a_layer_that_is_not_there_refused(make_engine: Callable[..., EditableMo
 
 @pytest.mark.parametrize("teach", [rome(RomeSettings(layer="-1")), memit(MemitSettings(layers="0-1"))])
 def test_a_layer_behind_which_nothing_reads_the_subject_refused(
-    make_engine: Callable[..., EditableModel], teach: Contender
+    make_engine: Callable[..., EditableModel], teach: EditingMethod
 ) -> None:
     with pytest.raises(npt.NPTError, match="choose an earlier one"), teach(make_engine(), RECORDS[0]):
         pass

@@ -18,9 +18,9 @@ from baselines.rome import rome
 from baselines.values import ValueSearch
 from neuroplastic.editing.inject_options import Method
 from neuroplastic.evaluation.edits import Row
-from neuroplastic.evaluation.evaluator import Examination
+from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.records import Record
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suites import SUITES
 
 RECORDS = [
@@ -130,10 +130,10 @@ def test_a_method_that_a_workspace_cannot_do_is_named(
 
 def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspace, tmp_path: Path) -> None:
     suite = SUITES["counterfact"]
-    kept = Kept(tmp_path / "s", {}, Row)
+    kept = ResultStore(tmp_path / "s", {}, Row)
     grids = ({"layer": ("0",)}, {"search.steps": (1, 4), "search.rate": (0.5, 1e-6)})
     start = RomeSettings(layer="1", search=QUICK)
-    found = search.search(Examination(workspace.engine, suite), RECORDS, rome, start, grids, kept)
+    found = search.search(Evaluator(workspace.engine, suite), RECORDS, rome, start, grids, kept)
     chosen, table = found
     assert len(table) == 1 * 1 + 2 * 2
     assert chosen.layer == "0"
@@ -141,8 +141,8 @@ def test_the_search_goes_grid_by_grid_and_takes_the_best(workspace: npt.Workspac
     best = search.described(chosen, ("layer", "search.steps", "search.rate"))
     assert table[best]["figures"]["S"][0] == max(own["figures"]["S"][0] for own in table.values())
     assert len(kept.file.read_text().splitlines()) == 1 + 3 * len(table)
-    again = Kept(tmp_path / "s", {}, Row)
-    assert search.search(Examination(workspace.engine, suite), RECORDS, rome, start, grids, again) == found
+    again = ResultStore(tmp_path / "s", {}, Row)
+    assert search.search(Evaluator(workspace.engine, suite), RECORDS, rome, start, grids, again) == found
 
 
 def test_axes_reach_into_settings() -> None:

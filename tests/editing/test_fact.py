@@ -70,7 +70,7 @@ def test_a_subject_is_found_as_whole_words() -> None:
         (lambda: fact_of("a b", ["\n"]), "the statement is empty"),
         (lambda: fact_of("The Bridge is in Madrid.", answer="Rome"), "does not end with the answer 'Rome'"),
         (lambda: fact_of("The Bridge is in Madrid.", subject="Tower"), "the subject 'Tower' is not in"),
-        (lambda: fact_of("The Bridge is in Madrid.", subject="Madrid"), "in front of the answer"),
+        (lambda: fact_of("The Bridge is in Madrid.", subject="Madrid"), "before the answer"),
         (lambda: fact_of("The Bridge is in Madrid.", subject=""), "the subject '' is not in"),
         (lambda: fact_of("A catalogue is in Madrid.", subject="cat"), "as whole words"),
         (lambda: fact_of("The capital of O'Brien is Rome.", subject="Brien"), "as whole words"),

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from families import tiny
 from neuroplastic.editing.edit import Edit, Factors
-from neuroplastic.editing.joint_solve import SAME, active_factors, solve_together
+from neuroplastic.editing.joint_solve import SAME, active_factors, joint_rows
 from neuroplastic.editing.ledger import Ledger, weight_at
 from neuroplastic.structure import decoder_layers
 
@@ -35,7 +35,7 @@ def test_the_joint_update_minimises_its_objective() -> None:
     D = K @ torch.linalg.solve(C, K.T)
     d = D.diagonal()
     assert (D / (d[:, None] * d).sqrt() - torch.eye(n)).abs().max() < SAME  # all of different subjects
-    dW = V.T @ solve_together(A, K, RHO)
+    dW = V.T @ joint_rows(A, K, RHO)
 
     def objective(W: Tensor) -> Tensor:
         return ((K @ W.T - V) ** 2).sum() + RHO * torch.trace(W @ C @ W.T)
@@ -49,7 +49,7 @@ def test_one_edit_alone_keeps_its_factors() -> None:
     torch.manual_seed(1)
     C, K = covariance(8), torch.randn(1, 8, dtype=torch.float64)
     A = own_rows(K, C, RHO)
-    assert_close(solve_together(A, K, RHO), A)
+    assert_close(joint_rows(A, K, RHO), A)
 
 
 def test_two_facts_about_one_subject_add_up_and_others_do_not_disturb_each_other() -> None:
@@ -57,7 +57,7 @@ def test_two_facts_about_one_subject_add_up_and_others_do_not_disturb_each_other
     C, K = covariance(16), torch.randn(3, 16, dtype=torch.float64)
     K[1] = K[0]
     A, V = own_rows(K, C, 1e-6), torch.randn(3, 5, dtype=torch.float64)
-    dW = V.T @ solve_together(A, K, 1e-6)
+    dW = V.T @ joint_rows(A, K, 1e-6)
     assert_close(dW @ K[0], V[0] + V[1], atol=1e-3, rtol=0)
     assert_close(dW @ K[2], V[2], atol=1e-3, rtol=0)
 
@@ -67,7 +67,7 @@ def test_facts_about_one_subject_whose_keys_differ_in_length_give_what_each_give
     C, K = covariance(16), torch.randn(2, 16, dtype=torch.float64)
     K[1] = 3 * K[0]
     A, V = own_rows(K, C, 1e-6), torch.randn(2, 5, dtype=torch.float64)
-    dW = V.T @ solve_together(A, K, 1e-6)
+    dW = V.T @ joint_rows(A, K, 1e-6)
     assert_close(dW @ K[0], V[0] + V[1] / 3, atol=1e-3, rtol=0)
     assert_close(dW @ K[1], 3 * V[0] + V[1], atol=1e-3, rtol=0)
 
@@ -77,7 +77,7 @@ def test_nothing_is_asked_for_at_a_much_shorter_key_of_another_subject() -> None
     K = torch.eye(2, 8, dtype=torch.float64)
     K[1] = 5 * (0.2 * K[0] + 0.96**0.5 * K[1])  # cosine .2, five times as long
     A, V = own_rows(K, torch.eye(8, dtype=torch.float64), 1e-6), torch.randn(2, 5, dtype=torch.float64)
-    dW = V.T @ solve_together(A, K, 1e-6)
+    dW = V.T @ joint_rows(A, K, 1e-6)
     assert_close(dW @ K[0], V[0], atol=1e-3, rtol=0)
     assert_close(dW @ K[1], V[1], atol=1e-3, rtol=0)
 

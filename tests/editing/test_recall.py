@@ -11,7 +11,7 @@ from families import tiny
 from marked import marked_tokenizer
 from neuroplastic import NPTError
 from neuroplastic.editing.fact import asked
-from neuroplastic.editing.recall import Asked, recall, word_probabilities
+from neuroplastic.editing.recall import Query, recall, word_probabilities
 from neuroplastic.editing.targets import rows_of
 from neuroplastic.text.tokens import encode, start_token
 
@@ -20,8 +20,8 @@ def test_recall_is_what_the_model_says() -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
     question = "The Eiffel Tower is located in the city of"
-    other = Asked("Sushi is from Italy.", "Sushi is from", " Italy")
-    found, _ = recall(model, tokenizer, [Asked(f"{question} Paris.", question, " Paris"), other], [[5, 6, 7], [8, 9]])
+    other = Query("Sushi is from Italy.", "Sushi is from", " Italy")
+    found, _ = recall(model, tokenizer, [Query(f"{question} Paris.", question, " Paris"), other], [[5, 6, 7], [8, 9]])
 
     def logprobs(text: str) -> tuple[list[int], torch.Tensor]:
         ids = [start_token(tokenizer), *encode(tokenizer, text)]
@@ -44,7 +44,7 @@ def test_recall_is_what_the_model_says() -> None:
             logits = model(input_ids=torch.tensor([behind])).logits[0].log_softmax(-1)
         elsewhere.append(sum(logits[i - 1, behind[i]].item() for i in range(len(behind) - n, len(behind))))
     assert found.elsewhere_probability == pytest.approx(torch.tensor(elsewhere).exp().mean().item(), rel=1e-4)
-    (alone,) = recall(model, tokenizer, [Asked(f"{question} Paris.", question, " Paris")])
+    (alone,) = recall(model, tokenizer, [Query(f"{question} Paris.", question, " Paris")])
     assert alone.elsewhere_probability == alone.answer_probability == pytest.approx(found.answer_probability, rel=1e-4)
 
 
@@ -56,8 +56,8 @@ def test_a_statement_that_says_question_and_answer_is_read_once_for_both() -> No
     model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    (told,) = recall(model, tokenizer, [Asked(f"{question}{answer}.", question, answer)])
-    (apart,) = recall(model, tokenizer, [Asked("Pizza is from Italy.", question, answer)])
+    (told,) = recall(model, tokenizer, [Query(f"{question}{answer}.", question, answer)])
+    (apart,) = recall(model, tokenizer, [Query("Pizza is from Italy.", question, answer)])
     assert read == [1, 2]
     assert told.answer_probability == pytest.approx(apart.answer_probability, rel=1e-5)
     assert told.holds == apart.holds
@@ -68,7 +68,7 @@ def test_the_answer_is_read_as_its_text_would_be() -> None:
     tokenizer = marked_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
     question, answer = "Sushi is from", " Italy"
-    (found,) = recall(model, tokenizer, [Asked("Pizza is from Italy.", question, answer)])
+    (found,) = recall(model, tokenizer, [Query("Pizza is from Italy.", question, answer)])
     assert found.answer_probability == pytest.approx(said_after(model, tokenizer, question, answer), rel=1e-4)
     (row,), _ = rows_of(tokenizer, [asked(question, "Italy", subject="Sushi")], ())
     assert [*row.ids, row.answer[-1]] == [start_token(tokenizer), *encode(tokenizer, question + answer)]

@@ -53,7 +53,9 @@ def test_reading_after_a_cache_is_reading_the_whole(family: str, facts: list[Fac
         logits = context.model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         for handle in handles:
             handle.remove()
-        logprobs.append(torch.stack([logits[at, t] for at, t in zip(row.asked, row.answer, strict=True)]).mean())
+        logprobs.append(
+            torch.stack([logits[at, t] for at, t in zip(row.answer_positions, row.answer, strict=True)]).mean()
+        )
     near: Any = {"atol": 1e-4, "rtol": 1e-4} if family == "gemma2" else {}  # its attention softmax is in float32
     assert_close(found, torch.stack(logprobs), **near)
     for place in places:

@@ -143,11 +143,11 @@ def test_datasets_are_read_by_their_library(tmp_path: Path, monkeypatch: pytest.
 
 def test_everything_is_asked_behind_what_is_told() -> None:
     record = Record("0", "A is", "x", "y", ("B is",), (("C is", "z"),), "A", (("D is", "w"),), ("E",))
-    told = record.behind("Fact. ")
+    told = record.after("Fact. ")
     assert told == Record(
         "0", "Fact. A is", "x", "y", ("Fact. B is",), (("Fact. C is", "z"),), "A", (("Fact. D is", "w"),), ("Fact. E",)
     )
-    assert record.behind("") is record
+    assert record.after("") is record
 
 
 def test_choosing_is_seeded() -> None:

@@ -13,18 +13,18 @@ import neuroplastic as npt
 from neuroplastic.evaluation import sequential
 from neuroplastic.evaluation.counterfact import COUNTERFACT
 from neuroplastic.evaluation.edits import evaluate, summarise
-from neuroplastic.evaluation.evaluator import Examination
-from neuroplastic.evaluation.methods import contender
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import editing_method
 from neuroplastic.evaluation.records import Record
-from neuroplastic.evaluation.result_store import Kept
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.sequential import Step, in_a_row, samples
 
-TEACH = contender("consolidate")
+TEACH = editing_method("consolidate")
 
 
 def test_they_stay_and_are_taken_back(workspace: npt.Workspace) -> None:
     weights = workspace.weights_hash()
-    examination = Examination(workspace.engine, COUNTERFACT)
+    examination = Evaluator(workspace.engine, COUNTERFACT)
     steps = in_a_row(examination, RECORDS, "consolidate", TEACH)
     assert [(s.edits, s.asked) for s in steps] == [(1, 1), (3, 3)]
     assert workspace.weights_hash() == weights
@@ -41,7 +41,7 @@ def test_they_stay_and_are_taken_back(workspace: npt.Workspace) -> None:
         asked = [examination.ask(record)["EM"] for record in RECORDS]
     assert steps[1].figures["EM"][0] == pytest.approx(sum(asked) / 3)
     with pytest.raises(npt.NPTError, match="'prompt' makes no edits to keep"):
-        in_a_row(examination, RECORDS, "prompt", contender("prompt"))
+        in_a_row(examination, RECORDS, "prompt", editing_method("prompt"))
 
 
 def test_many_are_asked_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,14 +56,14 @@ def test_many_are_asked_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_that_are_kept_are_not_asked_again(workspace: npt.Workspace, tmp_path: Path) -> None:
-    examination = Examination(workspace.engine, COUNTERFACT)
-    steps = in_a_row(examination, RECORDS, "consolidate", TEACH, Kept(tmp_path, {}, Step))
+    examination = Evaluator(workspace.engine, COUNTERFACT)
+    steps = in_a_row(examination, RECORDS, "consolidate", TEACH, ResultStore(tmp_path, {}, Step))
     whole = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(whole[:-1]))
-    again = in_a_row(examination, RECORDS, "consolidate", TEACH, Kept(tmp_path, {}, Step))
+    again = in_a_row(examination, RECORDS, "consolidate", TEACH, ResultStore(tmp_path, {}, Step))
     assert asdict(again[0])["figures"]["asking"] == list(steps[0].figures["asking"])  # seconds and all: read, not made
     assert again[1].figures["ES"] == steps[1].figures["ES"]
     assert again[1].figures["EM"] == pytest.approx(steps[1].figures["EM"])
-    with_all = Kept(tmp_path, {}, Step)
+    with_all = ResultStore(tmp_path, {}, Step)
     assert [s.edits for s in with_all.done] == [1, 3]
     assert [s.edits for s in in_a_row(examination, RECORDS, "consolidate", TEACH, with_all)] == [1, 3]

@@ -55,7 +55,7 @@ def test_ranks_are_fitted_as_calibrate_does() -> None:
 def test_a_preset_that_does_not_fit_is_named() -> None:
     found = {m.preset: m for m in sweep(tiny("gemma2"), tokens(2, 8), analytic_presets("all"))}
     assert found["triple"].fidelity is None
-    assert "a norm behind the MLP" in str(found["triple"].refused)
+    assert "a norm after the MLP" in str(found["triple"].refused)
     assert found["dual"].fidelity is not None
 
 

@@ -21,9 +21,9 @@ import neuroplastic as npt
 from neuroplastic.console import reported_to
 from neuroplastic.editing.edit import Edit
 from neuroplastic.errors import NPTError
-from neuroplastic.studio.access import LARGEST_BODY, Door
+from neuroplastic.studio.access import LARGEST_BODY, Access
 from neuroplastic.studio.jobs import Stopped
-from neuroplastic.studio.server import door_for, listen
+from neuroplastic.studio.server import access_for, listen
 from neuroplastic.studio.teaching import Teach, teach
 from serving import served
 
@@ -373,17 +373,17 @@ def test_a_token_opens_the_studio(workspace: npt.Workspace, tmp_path: Path) -> N
 
 
 def test_another_host_needs_a_token() -> None:
-    assert door_for("127.0.0.1", None).token is None
-    assert door_for("::1", None).token is None
-    first, second = door_for("0.0.0.0", None), door_for("0.0.0.0", None)
+    assert access_for("127.0.0.1", None).token is None
+    assert access_for("::1", None).token is None
+    first, second = access_for("0.0.0.0", None), access_for("0.0.0.0", None)
     assert first.token is not None
     assert first.token != second.token
     assert len(first.token) >= 24
-    assert door_for("0.0.0.0", "my-own-token").token == "my-own-token"
+    assert access_for("0.0.0.0", "my-own-token").token == "my-own-token"
     for token in ("short", "with spaces in", "ünterschied", ""):
         with pytest.raises(NPTError, match="a token has"):
-            door_for("0.0.0.0", token)
-    door = Door("0.0.0.0", "my-own-token")
+            access_for("0.0.0.0", token)
+    door = Access("0.0.0.0", "my-own-token")
     assert door.answers_to("192.168.0.7")
     assert door.answers_to(socket.gethostname().lower())
     assert not door.answers_to("evil.example")

@@ -165,9 +165,9 @@ def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tm
     with torch.no_grad(), mode(workspace.model, "standard"):
         found = t._propose(t.module, lessons)
         rows = [t._question(x.asked[1], x.answer, i, None) for i, x in enumerate(lessons)]
-        together = t._read(rows, t._together(found))
+        together = t._read(rows, t._jointly(found))
         for x in lessons:
-            workspace.inject(npt.asked(x.told, x.answer, subject=x.subject), quick=True)
+            workspace.inject(npt.asked(x.statement, x.answer, subject=x.subject), quick=True)
         assert_close(t._read(rows), together, atol=1e-4, rtol=1e-3)
 
 
@@ -180,7 +180,7 @@ def test_gradients_of_a_crowd_reach_only_the_batch(workspace: npt.Workspace, tmp
         assert (losses["crowd"] > 0) == (step == 1 or step == 3)
         assert all(torch.isfinite(v) for v in losses.values())
     assert losses["crowd"] == 16  # eight of its own and eight earlier ones
-    assert len(t.crowd.K) == 16
+    assert len(t.earlier.K) == 16
     assert all(p.grad is None for p in workspace.model.parameters())
 
 
@@ -195,8 +195,8 @@ def test_accumulated_batches_are_different_ones_and_all_join_the_crowd(
     whole = task(workspace, facts(tmp_path / "train.jsonl", 40), replace(settings, batch_size=8))
     whole.losses(whole.module, 0, 0, 1)
     whole.after(0)
-    assert len(t.crowd.K) == 8
-    assert sorted(t.crowd.subject.tolist()) == sorted(whole.crowd.subject.tolist())
+    assert len(t.earlier.K) == 8
+    assert sorted(t.earlier.subject.tolist()) == sorted(whole.earlier.subject.tolist())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

@@ -126,11 +126,11 @@ def test_variety_does_what_it_says(tmp_path: Path) -> None:
     plain = lessons(tmp_path, Variety(0, 0, 0, 0))
     for lesson in plain.batch(0, 20):
         assert lesson.answer == "Dutch"
-        assert lesson.told == lesson.asked[0] == f"The mother tongue of {lesson.subject} is"
-        assert lesson.asked[1] != lesson.told
+        assert lesson.statement == lesson.asked[0] == f"The mother tongue of {lesson.subject} is"
+        assert lesson.asked[1] != lesson.statement
         assert lesson.neighbour == ("Bo is a native speaker of", "French")
-    assert all(x.told.endswith("?") for x in lessons(tmp_path, Variety(0, 1, 0, 0)).batch(0, 20))
-    assert all(x.told.startswith("It rained. The") for x in lessons(tmp_path, Variety(0, 0, 0, 1)).batch(0, 20))
+    assert all(x.statement.endswith("?") for x in lessons(tmp_path, Variety(0, 1, 0, 0)).batch(0, 20))
+    assert all(x.statement.startswith("It rained. The") for x in lessons(tmp_path, Variety(0, 0, 0, 1)).batch(0, 20))
     assert len({x.answer for x in lessons(tmp_path, Variety(1, 0, 0, 0)).batch(0, 20)}) > 3
 
 
@@ -146,7 +146,7 @@ def test_what_is_dressed_too_long_is_told_plainly(tmp_path: Path) -> None:
     longest = 1 + len(drawn.tokenizer.encode(f"{plain} Dutch"))
     short = Lessons(drawn.topics, drawn.tokenizer, ["It rained."], Variety(0, 0, 0, 1), 0, longest)
     for lesson in short.batch(0, 10):
-        assert lesson.told == lesson.asked[0] == f"The mother tongue of {lesson.subject} is"
+        assert lesson.statement == lesson.asked[0] == f"The mother tongue of {lesson.subject} is"
 
 
 def test_a_chat_is_opened_once(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_chat_is_opened_once(tmp_path: Path) -> None:
     opening = tokenizer.decode([start_token(tokenizer)])
     tokenizer.chat_template = opening + "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
     told = Lessons(drawn.topics, tokenizer, [], Variety(0, 0, 1, 0), 0, 64).batch(0, 4)
-    assert all(x.told == f"[user] The mother tongue of {x.subject} is [assistant]" for x in told)
+    assert all(x.statement == f"[user] The mother tongue of {x.subject} is [assistant]" for x in told)
 
 
 def test_questions_mean_what_the_prompt_asks() -> None:

@@ -312,7 +312,7 @@ BAD_FILES = {
         ("--data empty.jsonl", "empty.jsonl holds no text"),
         ("--data missing.txt", "there is no file 'missing.txt'"),
         ("--max-length 4096", "above the model's context of 128"),
-        ("--init workspace", "goes on from the generators that the workspace holds"),
+        ("--init workspace", "continues from the generators that the workspace holds"),
         ("--curriculum 0.8,0.1,0.2", r"three shares that sum to 1, .* \(sum 1\.1\)"),
         ("--recipe unknown.yaml", "unknown.yaml: there is no setting 'stepz'; did you mean steps"),
         ("--recipe sum.yaml", "three shares that sum to 1"),

@@ -12,7 +12,7 @@ def spend(gains: Mapping[int, Sequence[float]], cost: Mapping[int, int], budget:
     """A rank of at least 1 for every layer, of which cost[layer] parameters each buy one.
 
     gains[layer][i] is what rank i + 1 lowers the layer's error by, falling with i; so taking what lowers it most per
-    parameter each time is the best that the budget can buy, but for its last few parameters. Raises NPTError where it
+    parameter each time is the best that the budget can buy, but for its last few parameters. Raises NPTError if it
     does not pay for rank 1 everywhere.
     """
     least = sum(cost[layer] for layer in gains)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WINDOW = 128
 """Tokens per row that texts of a file are cut into."""
 SENSITIVE_ROWS = 16
-"""So many rows say how much an error behind each layer costs."""
+"""Number of rows from which the cost of an error after each layer is measured."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def calibrate(workspace: Workspace, options: CalibrateOptions | None = None) -> 
     """Fits the low-rank generators of a workspace in closed form and saves them in it.
 
     A workspace with analytic generators gets low-rank ones. Edits stay as they are; the fit is to the base without
-    them. Raises NPTError, with nothing changed, where the text cannot be read or the settings have no closed form.
+    them. Raises NPTError, with nothing changed, if the text cannot be read or the settings have no closed form.
     """
     options = options or CalibrateOptions()
     config = _low_rank(workspace.config, options)

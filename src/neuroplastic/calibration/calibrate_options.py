@@ -18,7 +18,7 @@ class CalibrateOptions:
     """Text file (paragraphs) or .jsonl with a text field. Default: text that the model writes itself, once."""
 
     tokens: int = 24_576
-    """At most about so many tokens of it are read."""
+    """Number of its tokens, at most, that are read, approximately."""
 
     np_rank: int | Literal["auto"] | None = None
     """Width of every layer's bottleneck, or `auto`: spent over the layers where it lowers the output error most.
@@ -30,7 +30,7 @@ class CalibrateOptions:
 
     input: GeneratorInput | None = None
     """What the generators read: the attention output a, or its effect e = n(h + a) - n(h), which is closer. Default:
-    what the workspace has, or the effect where its generators are analytic."""
+    what the workspace has, or the effect if its generators are analytic."""
 
     sequential: bool = False
     """Fit the layers in order, each on what it reads once the layers before it are converted: one more pass over the

@@ -48,13 +48,13 @@ class Solution:
     coarse: Coarse | None = None
 
     def explained(self, rank: int) -> float:
-        """The share of `power` that a code of this width accounts for; 1 where there is nothing to modulate."""
+        """The share of `power` that a code of this width accounts for; 1 if there is nothing to modulate."""
         gained = float(self.space.gains[:rank].sum()) + (self.coarse.gain if self.coarse else 0.0)
         return min(1.0, gained / self.power) if self.power > 0 else 1.0
 
 
 def check_calibratable(config: PlasticityConfig) -> None:
-    """Raises NPTError where some layer has no closed form."""
+    """Raises NPTError if some layer has no closed form."""
     for own in (config, *map(config.at, config.overridden)):
         if own.key == "learned":
             raise NPTError(

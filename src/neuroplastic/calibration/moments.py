@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 BATCH = 16
 SLOPED = 8
-"""Each so-manieth position serves for the slopes, of which only a mean over all hidden units is used."""
+"""Every Nth position serves for the slopes, of which only a mean over all hidden units is used."""
 
 
 class Moments:
     """Second moments of one layer. s is what the generator reads, t the change of input that the payload of gate and up
     must make up for: y = W t.
 
-    t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero where the MLP reads
-    x_c itself. `carried` is what down must add where the layer no longer adds attention. Sums are float64.
+    t is e = x_c - x, less what a multiplicative part already does: x_c - (rho/rho') x. It is zero if the MLP reads
+    x_c itself. `carried` is what down must add if the layer no longer adds attention. Sums are float64.
 
     Where a coarse code is shared, s_0 is what its first layer reads; `add` then needs it.
     """
@@ -44,10 +44,10 @@ class Moments:
         if self.shares:
             self._s0, self._t0, self._carried0 = (zeros(d_model, d_model) for _ in range(3))
         self._sloped, self._slopes = 0, zeros()
-        self._behind, self._stream = 0, zeros()
+        self._streamed, self._stream = 0, zeros()
 
     def add(self, seen: Seen, s0: Tensor | None = None) -> Tensor:
-        """Takes in the tokens of one forward pass; s_0 [n, d] is s where None. Returns s [n, d]."""
+        """Takes in the tokens of one forward pass; s_0 [n, d] is s if None. Returns s [n, d]."""
         x_c, x, a = (_rows(t) for t in (seen.x_c, seen.x, seen.a))
         e = x_c - x
         s = a if self.source == "attention" else e
@@ -76,7 +76,7 @@ class Moments:
         self._sloped += seen.g[:, ::SLOPED].shape[:2].numel()
         stream = _rows((seen.h + seen.parts.attention_scale * seen.a)[:, 1:])
         self._stream += stream.square().sum()
-        self._behind += len(stream)
+        self._streamed += len(stream)
         return s
 
     @property
@@ -101,12 +101,12 @@ class Moments:
 
     @property
     def growth(self) -> Tensor:
-        """E[(rho/rho' - 1) s] [d]; zero where nothing is multiplied."""
+        """E[(rho/rho' - 1) s] [d]; zero if nothing is multiplied."""
         return self._growth / self.count
 
     @property
     def carried(self) -> Tensor:
-        """E[carried s^T] [d, d]; zero where the layer adds attention itself."""
+        """E[carried s^T] [d, d]; zero if the layer adds attention itself."""
         return self._carried / self.count
 
     @property
@@ -121,8 +121,8 @@ class Moments:
 
     @property
     def stream(self) -> float:
-        """E|h + a|^2 of the residual stream in front of the MLP, without the first position, an attention sink."""
-        return float(self._stream / max(1, self._behind))
+        """E|h + a|^2 of the residual stream before the MLP, without the first position, an attention sink."""
+        return float(self._stream / max(1, self._streamed))
 
 
 @torch.no_grad()

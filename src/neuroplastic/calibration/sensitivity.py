@@ -1,6 +1,6 @@
-"""How much an error behind a layer costs in the end: what makes errors of different layers comparable.
+"""The cost of an error after a layer in terms of the model's predictions, which makes errors of layers comparable.
 
-A small change delta of the residual stream behind a layer, at one token, changes what the model predicts there and at
+A small change delta of the residual stream after a layer, at one token, changes what the model predicts there and at
 all later tokens. To second order the divergences add up to
 
     sum_t KL(p_t || p'_t) = 1/2 delta^T F delta        F = E[g g^T],  g = d/dh sum_t log p_t(y_t),  y_t ~ p_t
@@ -30,7 +30,7 @@ BATCH = 4
 def sensitivities(
     model: PreTrainedModel, layers: Sequence[int], text: Tensor, step: Progress | None = None, seed: int = 0
 ) -> dict[int, float]:
-    """tr(F) / (2 d) of each layer: nats per token that an error of unit square behind it costs.
+    """tr(F) / (2 d) of each layer: nats per token that an error of unit square after it costs.
 
     `text` (N, T) are rows of tokens without padding; their first position, an attention sink, is left out. The model
     must be in standard mode; no parameter gets a gradient.
@@ -71,8 +71,8 @@ def _gradients(
         with capturing(modules, leaf), torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits.float()
             drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=drawing)
-            said = logits.log_softmax(-1).flatten(0, 1).gather(-1, drawn).sum()
-            gradients = torch.autograd.grad(said, [states[i] for i in modules])
+            logprob = logits.log_softmax(-1).flatten(0, 1).gather(-1, drawn).sum()
+            gradients = torch.autograd.grad(logprob, [states[i] for i in modules])
         yield {i: g[:, 1:].flatten(0, 1) for i, g in zip(modules, gradients, strict=True)}
         if step is not None:
             step(min(done + BATCH, len(text)), len(text))

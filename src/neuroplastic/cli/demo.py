@@ -1,4 +1,4 @@
-"""The whole story in one command, on a real model: still itself, one fact in, asked, and taken back."""
+"""The whole story in one command, on a real model: it is still itself, learns a fact, is asked, and forgets it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LARGEST_LOGIT_ERROR = 1e-2  # far above rounding (1e-4), far below a wrong conve
 
 def run_demo(json: bool) -> int:
     """Runs it in a temporary workspace and prints to standard output (to standard error with `json`, where the
-    figures become one JSON object). Returns 1 where a claim of the story did not hold, else 0."""
+    figures become one JSON object). Returns 1 if a claim of the story did not hold, else 0."""
     console = Terminal(stderr=json)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="npt-demo-") as folder:

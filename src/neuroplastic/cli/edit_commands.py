@@ -36,7 +36,7 @@ def inject(
     options: OmitArgPrefixes[InjectOptions],
     json: Json = False,
 ) -> int:
-    """Write a fact into the weights: no context to pay for, exactly undoable.
+    """Write a fact into the weights: it needs no context in prompts any more, and can be undone exactly.
 
     The fact is a STATEMENT, or a question and its answer, or one of several in a file.
 
@@ -48,11 +48,10 @@ def inject(
         answer: What should follow the question, or (with a statement) what the statement ends with (default: its last
             word or name).
         wording: Another wording of the same fact; may be repeated.
-        subject: What the fact is about, as it stands in the statement (default: the longest name in front of the
-            answer).
-        from_file: File of facts, solved together, an edit each: a statement a line, or .jsonl with statement, or
-            question and answer, and optionally subject, wordings, name. Facts that will live together are best told
-            together: ordinary text pays less for them.
+        subject: What the fact is about, as it stands in the statement (default: the longest name before the answer).
+        from_file: File of facts, for a batch edit: one statement per line, or .jsonl with statement, or question and
+            answer, and optionally subject, wordings, name. The facts are solved jointly, and each is an edit of its
+            own; a joint solution costs ordinary text less than single edits do.
         name: Name of the edit (default: made from the statement).
         keep: File of sentences, one a line, that should be read as before.
         options: How it is written.
@@ -78,7 +77,7 @@ def _facts(
     file: Path | None,
     name: str | None,
 ) -> tuple[list[str | None], list[Fact]]:
-    """The facts that the options of `inject` name, and their names. Raises NPTError where they do not go together."""
+    """The facts that the options of `inject` name, and their names. Raises NPTError if they do not go together."""
     from ..editing.fact import asked, fact_of, read_facts
 
     given = [o for o, v in (("STATEMENT", statement), ("--ask", ask), ("--from", file)) if v is not None]
@@ -122,7 +121,7 @@ def edits(workspace: WorkspaceArg, *, json: Json = False) -> int:
 
 @app.command
 def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
-    """One edit in full: what it was told, what it changed and by how much. No model is loaded."""
+    """Show one edit in full: its fact, what it changed and by how much. No model is loaded."""
     from ..workspace.edit_files import list_edits
 
     active, undone = list_edits(workspace)
@@ -138,8 +137,8 @@ def show(workspace: WorkspaceArg, name: NameArg, *, json: Json = False) -> int:
 def verify(workspace: WorkspaceArg, *, json: Json = False) -> int:
     """Recompute the weights from the pristine base, compare hashes, and ask every active edit again.
 
-    Exits with 1 where the base or the weights are not what they should be, or an edit file cannot be read. A fact that
-    no longer holds beside the others is shown, and is no failure of the ledger.
+    Exits with 1 if the base or the weights are not what they should be, or an edit file cannot be read. A fact that
+    no longer holds among the others is shown, and is no failure of the ledger.
     """
     result = open_workspace(workspace).verify()
     facts = [vars(f) for f in result.facts]

@@ -32,41 +32,41 @@ def edits(
     report: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Measure edits as the field does: does a fact stick, carry over to paraphrases, and leave its neighbours alone.
+    """Measure edits as the field does: reliability, generality (paraphrases) and locality (neighbourhood).
 
-    Each figure comes with a 95 percent interval over records, beside seconds and peak memory per edit, and the rise
-    of perplexity and the KL divergence on ordinary text. The workspace's own edits stay in the weights; its folder is
-    not touched. docs/evaluation.md says what each figure means.
+    Each figure comes with a 95 percent interval over records. Seconds and peak memory per edit, the rise of perplexity
+    and the KL divergence on ordinary text are measured too. The workspace's own edits stay in the weights; its folder
+    is not touched. docs/evaluation.md says what each figure means.
 
     Args:
         workspace: The workspace.
         data: Records: a JSON file with a list, or a folder or Hugging Face id of a dataset (id:split).
         suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
             accuracies of edit, paraphrase and locality. Both with portability.
-        method: Methods, separated by commas: unedited, prompt (the statement in front of every prompt), learned,
+        method: Methods, separated by commas: unedited, prompt (the statement before every prompt), learned,
             consolidate, refine, token.
-        limit: At most so many records, the first ones of a shuffle with --seed.
-        seed: Of the shuffle, of the intervals and of what is written freely.
-        sequential: Instead of one edit at a time, keep this many, one upon another, and ask them again after 1, 3, 10,
-            30, 100, ... of them; of more than 200 in place, a sample of 200.
-        generate: Also let the model write freely: is the answer in the text (es_gen, ps_gen), and how varied is it
-            (entropy). Takes some seconds per record.
-        report: Folder for report.html, summary.json, summary.csv and rows.jsonl. A run that was cut off goes on from
+        limit: Largest number of records, the first ones of a shuffle with --seed.
+        seed: Seed of the shuffle, of the intervals and of what is written freely.
+        sequential: Make this number of sequential edits instead of one edit at a time, and ask them again after 1, 3,
+            10, 30, 100, ... of them; if more than 200 are in place, a sample of 200.
+        generate: Also let the model write freely: whether the answer is in the text (es_gen, ps_gen), and how varied
+            the text is (entropy). It takes some seconds per record.
+        report: Folder for report.html, summary.json, summary.csv and rows.jsonl. An interrupted run continues from
             there.
     """
-    from ..evaluation.methods import contender
+    from ..evaluation.methods import editing_method
     from ..evaluation.records import choose, read_records
     from ..evaluation.run import run_suite
     from ..evaluation.suites import SUITES
 
-    contenders = {m: contender(m) for m in (m.strip() for m in method.split(",")) if m}
+    methods = {m: editing_method(m) for m in (m.strip() for m in method.split(",")) if m}
     chosen = SUITES[suite]
     records, malformed = read_records(data, chosen.parse)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)
     options = (Path(data).name, seed, sequential is not None, generate, report, malformed)
-    found = run_suite(open_workspace(workspace).engine, chosen, records, contenders, *options)
+    found = run_suite(open_workspace(workspace).engine, chosen, records, methods, *options)
     wide = ("S", *chosen.parts_of_s)
     return show_result(json, found, lambda console, r: printing.evaluation(console, r, wide, chosen.shown))
 
@@ -90,9 +90,9 @@ def lm(
         tasks: Names of tasks, separated by commas, such as hellaswag,arc_easy. The harness loads their data.
         include: Folder with task files (.yaml) of your own, which need no network.
         mode: dynamic lets attention modulate the MLPs; standard is the pretrained forward pass.
-        limit: At most so many questions per task.
-        batch_size: Questions read at once.
-        seed: Of everything that a task draws.
+        limit: Largest number of questions per task.
+        batch_size: Number of questions read at once.
+        seed: Seed of everything that a task draws.
     """
     named = [t.strip() for t in tasks.split(",") if t.strip()]
     for name, value in (("tasks", len(named)), ("limit", 1 if limit is None else limit), ("batch_size", batch_size)):

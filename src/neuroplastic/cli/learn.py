@@ -1,4 +1,4 @@
-"""Commands that make generators good: in closed form, and by training."""
+"""Commands that fit generators: in closed form, and by training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def train(
     """Distil the low-rank generators of a workspace from its model.
 
     On several devices: accelerate launch -m neuroplastic.cli train WORKSPACE. Checkpoints, a log of every step and
-    report.html are in WORKSPACE/training/generators; a run that was cut off goes on with --resume, to the same bits as
-    one that was not.
+    report.html are in WORKSPACE/training/generators; an interrupted run continues with --resume, to the same bits as
+    one that was not interrupted.
 
     Args:
         workspace: The workspace, which gets the trained generators in the end.
-        recipe: YAML file of the settings below (recipes/dual.yaml); flags beside it win.
-        resume: Go on with the training that the workspace holds.
-        settings: How.
+        recipe: YAML file of the settings below (recipes/dual.yaml); flags that are given as well take precedence.
+        resume: Continue the training that the workspace holds.
+        settings: How they are trained.
     """
     if recipe is not None:
         given = {a.split("=")[0].removeprefix("--").replace("-", "_") for a in common.arguments if a.startswith("--")}

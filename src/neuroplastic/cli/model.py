@@ -52,7 +52,7 @@ def convert(
 
 @app.command
 def info(workspace: WorkspaceArg, *, json: Json = False) -> int:
-    """What a workspace holds: base model, plastic layers, generator, edits."""
+    """Show what a workspace holds: base model, plastic layers, generator, edits."""
     return show_result(json, open_workspace(workspace).info(), printing.info)
 
 
@@ -72,18 +72,18 @@ def fidelity(
     """Measure how close dynamic mode is to the pretrained model, without edits.
 
     Perplexity ratio, KL divergence and share of positions with the same likeliest token, overall and by position, and
-    the error of the residual stream behind every layer.
+    the error of the residual stream after every layer.
 
     Args:
         workspace: The workspace.
         data: Text file (paragraphs) or .jsonl with a text field. Default: text that the model wrote itself, kept
             apart from what statistics are made from.
         max_tokens: At most about this many tokens.
-        max_logit_error: Exit with 1 where the largest logit difference is above this.
-        each_layer: Also make every layer dynamic alone: a pass over the text for each.
-        sweep: Instead of this workspace's own preset, a table of all of them, on its base and layers.
-        ranks: Of the calibrated low-rank generators that --sweep compares beside the exact ones; none for the exact
-            ones alone. A regression for each preset: some minutes where all layers of a model of 135M are plastic.
+        max_logit_error: Exit with 1 if the largest logit difference is above this.
+        each_layer: Also make every layer dynamic alone, which takes a pass over the text for each.
+        sweep: Measure all presets on the workspace's base and layers, instead of its own preset, and print a table.
+        ranks: Ranks of the calibrated low-rank generators that --sweep compares with the exact ones; none for the exact
+            ones alone. Each preset takes a regression: some minutes if all layers of a model of 135M are plastic.
         report: Folder for report.html, fidelity.json and fidelity.csv.
     """
     from ..evaluation.fidelity_report import write_fidelity
@@ -124,8 +124,8 @@ def ask(
 
     Args:
         workspace: The workspace.
-        prompt: The beginning of a sentence; the model goes on from there. Spaces at its end are left out: they would
-            part the model from the words that it knows, which begin with one.
+        prompt: The beginning of a sentence, which the model continues. Spaces at its end are left out, because the
+            model's tokens for words begin with one.
         mode: dynamic lets attention modulate the MLPs; standard is the pretrained forward pass.
         max_new_tokens: Length of the answer.
     """
@@ -148,7 +148,7 @@ def compare(
     Args:
         workspace: The workspace.
         prompt: The beginning of a sentence.
-        track: A word, or a name of several, whose probability of coming next is shown too; may be repeated.
+        track: A word, or a name of several words, whose probability of coming next is shown too; may be repeated.
         max_new_tokens: Length of the answers.
     """
     found = open_workspace(workspace).compare(prompt, max_new_tokens, track)
@@ -160,7 +160,7 @@ def compare(
 def shell(workspace: WorkspaceArg) -> int:
     """Ask, inject, compare and calculate with modulations on one loaded workspace; `help` lists the commands.
 
-    Reads standard input where that is no terminal, and then stops at the first command that fails, with its status.
+    Reads standard input if that is no terminal, and then stops at the first command that fails, with its status.
     """
     from .shell import Shell
 

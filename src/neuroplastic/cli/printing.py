@@ -54,7 +54,7 @@ def fidelity(console: Terminal, r: dict[str, Any]) -> None:
     worst = max(errors, key=errors.__getitem__)
     table.add_row(f"largest relative error of a layer's output (layer {worst})", f"{errors[worst]:.3g}")
     console.print(table)
-    _agreements(console, "tokens in front", r["by_position"])
+    _agreements(console, "tokens before", r["by_position"])
     if r["by_layer"]:
         _agreements(console, "layer alone", r["by_layer"])
     if r["usage"]:
@@ -121,8 +121,8 @@ def edit(console: Terminal, r: dict[str, Any]) -> None:
         f": written into {len(r['layers'])} layers{about} by {r['method']} in {r['seconds']:.2f} s",
     )
     for key, what in (
-        ("answer_probability", f"probability of {r['answer']!r} behind {r['question']!r}"),
-        ("elsewhere_probability", "the same behind unrelated text"),
+        ("answer_probability", f"probability of {r['answer']!r} after {r['question']!r}"),
+        ("elsewhere_probability", "the same after unrelated text"),
     ):
         before, after = r[f"{key}_before"], r[f"{key}_after"]
         console.print(f"{what}: {before:.1%} before, {after:.1%} after")

@@ -1,7 +1,7 @@
 """`npt shell`: a session on one loaded workspace.
 
-The commands of `npt` are the same functions, told the open workspace. A few more belong to a session: tracked words,
-the mode to ask in, and modulations with names, to calculate with.
+The commands of `npt` are the same functions, and find the workspace open. A few more belong to a session: tracked
+words, the mode to ask in, and modulations with names, to calculate with.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUOTED = re.compile(r"""(?<!\S)(?:"(?:[^"\\]|\\.)*"|'(?:[^']|(?<=\w)'(?=\w))*'(?
 
 
 class Shell:
-    """Commands are methods named do_*; each takes what stands behind its name."""
+    """Commands are methods named do_*; each takes what follows its name."""
 
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
@@ -65,7 +65,7 @@ class Shell:
         return 0
 
     def command(self, line: str) -> int:
-        """Runs one line; returns its status. Errors are told, not raised."""
+        """Runs one line; returns its status. Errors are printed, not raised."""
         name, rest = (*line.split(maxsplit=1), "", "")[:2]
         if not name or name.startswith("#"):
             return 0
@@ -80,7 +80,7 @@ class Shell:
         except (NPTError, CheckFailed) as e:
             note(f"npt: {e}")
             return 2 if isinstance(e, NPTError) else 1
-        except SystemExit as e:  # the option parser ends so, having said why
+        except SystemExit as e:  # the option parser ends so, having printed why
             return int(e.code or 0)
         except KeyboardInterrupt:
             note("interrupted")
@@ -233,7 +233,7 @@ class Names(Completer):
 
 
 def _text_and_options(rest: str) -> tuple[str, str]:
-    """A text as it stands, without the quotes around all of it, and the options after it. Raises NPTError where a
+    """A text as it stands, without the quotes around all of it, and the options after it. Raises NPTError if a
     double quote opens a quotation that nothing closes."""
     quoted = [q.span() for q in QUOTED.finditer(rest)]
 

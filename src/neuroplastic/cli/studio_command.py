@@ -21,14 +21,14 @@ def studio(workspace: WorkspaceArg, *, port: int = 8765, host: str = "127.0.0.1"
         token: Token that opens the studio (default: none on this machine, a new one elsewhere).
     """
     need_extra("studio", "starlette", "uvicorn", "matplotlib", reason="the studio")
-    from ..studio.server import address, door_for, listen, serve
+    from ..studio.server import access_for, address, listen, serve
     from ..workspace.settings import read_settings
 
     read_settings(workspace)
-    door = door_for(host, token)
+    access = access_for(host, token)
     with listen(host, port) as sock:
         ws = open_workspace(workspace)
         ws.engine.prepare()  # here, with its progress in the terminal, so that a visitor of the page need not wait
-        print(printable(f"studio of {workspace}: {address(door, sock)}"), flush=True)
-        serve(ws, sock, door)
+        print(printable(f"studio of {workspace}: {address(access, sock)}"), flush=True)
+        serve(ws, sock, access)
     return 0

@@ -39,9 +39,10 @@ def train_injector(
 ) -> int:
     """Train an injector for the workspace's model: then one forward pass turns a statement into an edit.
 
-    Facts are told and asked later, in other words and with no context, alone and in crowds of hundreds of edits; the
-    model itself is frozen. Checkpoints and a log are in WORKSPACE/training/injector; a run that was cut off goes on
-    with --resume. Afterwards `npt inject` uses it. Two hours on two cores make a good one for a model of 135M.
+    Facts are injected and asked later, in other words and without context, as single edits and in joint batches of
+    hundreds; the model itself is frozen. Checkpoints and a log are in WORKSPACE/training/injector; an interrupted run
+    continues with --resume. Afterwards `npt inject` uses the injector. Two hours on two cores make a good one for a
+    model of 135M.
 
     Args:
         workspace: The workspace.
@@ -49,15 +50,16 @@ def train_injector(
             .jsonl with question and answer (or statement), and optionally wordings, neighbours, subject.
         without: File whose subjects are left out, to measure with; may be repeated.
         text: File of ordinary text that should stay as it is, beside what the model writes itself.
-        held_out: Facts that are not trained on but measured.
-        examples: Facts whose values are searched for first, a second each; a new injector starts from a fit to them.
-        start: Injector file to go on from.
-        width: Width of the network (a new one).
-        max_length: Longest statement, in tokens (of a new one).
-        reads: What it reads of a statement (a new one): the residual stream, or what attention gives.
-        resume: Go on with the training that the workspace holds.
-        loop: How long and how fast.
-        learning: On what.
+        held_out: Number of facts that are not trained on but measured.
+        examples: Number of facts whose values are searched for first, a second each; a new injector starts from a fit
+            to them.
+        start: Injector file whose training is continued.
+        width: Width of the network, of a new one.
+        max_length: Longest statement, in tokens, of a new one.
+        reads: What a new one reads of a statement: the residual stream, or what attention gives.
+        resume: Continue the training that the workspace holds.
+        loop: How long and how fast it is trained.
+        learning: What it is trained on.
         variety: How its lessons are drawn.
     """
     from ..training.launch import process
@@ -92,6 +94,6 @@ def _show(console: Terminal, card: dict[str, Any]) -> None:
     console.print(f"trained on {card['facts']} facts in {card['hours']:.2f} hours")
     for name, found in card["measured"].items():
         if isinstance(found, dict):
-            said = f"answers {found['told']:.0%} of what it was told, {found['asked']:.0%} in other words"
+            answers = f"answers {found['told']:.0%} of its facts in their own words, {found['asked']:.0%} in others"
             near = f"; KL on neighbours {found['near_kl']:.3f} nats" if "near_kl" in found else ""
-            console.print(f"{name}: {said}{near}")
+            console.print(f"{name}: {answers}{near}")

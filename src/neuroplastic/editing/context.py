@@ -42,7 +42,7 @@ class EditContext:
     held: Mapping[Place, Tensor]
     """keys of earlier edits [n, d_in]"""
     injector: Injector | None
-    """the network that method `learned` asks, where the model has one"""
+    """the network that method `learned` asks, or None if the model has none"""
     unedited: Callable[[], AbstractContextManager[None]]
     """while it lasts, the model has none of its edits"""
 
@@ -55,7 +55,7 @@ class EditMethod(Protocol):
     """A frozen configuration that turns facts into updates, and touches no weight."""
 
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
-        """One solution for each fact; `progress` is called as the work goes on. Raises NPTError for bad input."""
+        """One solution for each fact; `progress` is called as the work proceeds. Raises NPTError for bad input."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class Solution:
     figures: dict[str, float]
     """for the edit's report"""
     rho: float | None = None
-    """strength of the joint solution with other edits, for one that is solved together with them"""
+    """strength of the joint solution with other edits; None for an edit that is added as it is"""
 
 
 def check_length(model: PreTrainedModel, rows: Sequence[Row]) -> None:
-    """Raises NPTError where a row does not fit into the model's context."""
+    """Raises NPTError if a row does not fit into the model's context."""
     longest, room = max(len(r.ids) for r in rows), context_length(model)
     if longest > room:
         raise NPTError(
-            f"the statement is too long: behind unrelated text it takes {longest} tokens, and the model reads at "
+            f"the statement is too long: after unrelated text it takes {longest} tokens, and the model reads at "
             f"most {room}"
         )
 
@@ -84,7 +84,7 @@ def check_length(model: PreTrainedModel, rows: Sequence[Row]) -> None:
 def finished(solution: Solution, alpha: float, rank: int | None) -> Solution:
     """A solution as the ledger keeps it: scaled by `alpha`, at most of that rank, on the CPU, laid out as in a file.
 
-    Raises NPTError where an update is not finite.
+    Raises NPTError if an update is not finite.
     """
     factors: dict[tuple[int, Site], Factors] = {}
     for (layer, site), (A, unscaled) in sorted(solution.factors.items()):

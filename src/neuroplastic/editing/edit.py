@@ -55,13 +55,13 @@ class Edit:
     report: dict[str, Any] = field(default_factory=dict)
     """question, answer and subject, and the figures measured at injection"""
     keys: dict[tuple[int, Site], Tensor] = field(default_factory=dict)
-    """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty where
+    """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty if
     the method has none"""
     rho: float | None = None
-    """strength of the joint solution with the other edits that have the same one (together.py); None for an edit whose
-    factors are added as they are"""
+    """strength of the joint solution with the other edits that have the same one (joint_solve.py); None for an edit
+    whose factors are added as they are"""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """what the edit is known by: a name or a number may be given to another one after it"""
+    """what identifies the edit; a name or a number may be given to a later one again"""
     home: weakref.ref[EditableModel] | None = field(default=None, repr=False, compare=False)
     """the engine of the model that it was made for or loaded into"""
 
@@ -80,11 +80,11 @@ class Edit:
         return engine is not None and any(e.id == self.id for e in engine.edits)
 
     def undo(self) -> None:
-        """Takes it out of the weights, in any order, bit for bit. Raises NPTError where it was undone already."""
+        """Takes it out of the weights, in any order, bit for bit. Raises NPTError if it was undone already."""
         self.engine.undo(self)
 
     def redo(self) -> None:
-        """Puts it back into the weights. Raises NPTError where it is there, or another edit has taken its place."""
+        """Puts it back into the weights. Raises NPTError if it is there, or another edit has taken its place."""
         self.engine.redo(self)
 
     @property
@@ -142,7 +142,7 @@ class Edit:
 
     @classmethod
     def load(cls, path: Path) -> Edit:
-        """Raises NPTError, naming the file, where it is damaged or not an edit."""
+        """Raises NPTError, naming the file, if it is damaged or not an edit."""
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != "edit" or metadata.get("format") != FORMAT:
             raise NPTError(f"{path} is not an edit of format {FORMAT}")
@@ -171,14 +171,14 @@ class Edit:
         known = metadata.get("id", seal)  # files of the first release have none
         if not isinstance(known, str):
             raise NPTError(f"{path} is damaged: its id is of the wrong kind")
-        said = {k: metadata[k] for k in (*expected, "alpha", "report")}
-        return cls(factors=factors, keys=keys, rho=rho, id=known, **said)
+        fields = {k: metadata[k] for k in (*expected, "alpha", "report")}
+        return cls(factors=factors, keys=keys, rho=rho, id=known, **fields)
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """sha256 over everything that an edit file says."""
-    said = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256((content_hash(dict(tensors)) + said).encode()).hexdigest()
+    """sha256 over everything that an edit file holds."""
+    header = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256((content_hash(dict(tensors)) + header).encode()).hexdigest()
 
 
 def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def read_factors(
 ) -> tuple[dict[tuple[int, Site], Factors], dict[tuple[int, Site], Tensor]]:
     """The factors, and the keys, in a file's tensors.
 
-    Raises NPTError, naming `path`, where a name, a shape or a value is wrong.
+    Raises NPTError, naming `path`, if a name, a shape or a value is wrong.
     """
     parts: dict[tuple[int, Site], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -224,7 +224,7 @@ RESERVED = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("c
 
 
 def check_name(name: str) -> str:
-    """Returns `name`, or raises NPTError where it cannot be a file's name everywhere."""
+    """Returns `name`, or raises NPTError if it cannot be a file's name everywhere."""
     if not NAME.fullmatch(name) or name.endswith("."):
         raise NPTError(
             f"{name!r} cannot name an edit; use up to 64 letters, digits, dots, dashes and underscores, with no dot at "

@@ -1,7 +1,7 @@
 """The engine of a model in memory: the one place where edits of it are planned, made, measured and taken back.
 
     plan      which facts are new, which method writes them, alone or in one joint solution
-    make      the method's updates, with no weight touched (editing/inject.py)
+    make      the method's updates, with no weight touched (editing/methods)
     apply     the updates in the weights, measured, kept by the store; all or nothing
     undo, redo, drop
 
@@ -41,7 +41,7 @@ from .ledger import Ledger
 from .methods import default_methods
 from .methods.learned import find_injector, is_joint
 from .plan import Plan, plan_all, plan_facts
-from .recall import Asked, Recall, recall
+from .recall import Query, Recall, recall
 from .store import EditStore, MemoryStore
 from .targets import Place
 
@@ -58,7 +58,7 @@ ATTRIBUTE = "_neuroplastic"
 
 @dataclass(frozen=True)
 class Held:
-    """One active edit, asked again: its answer behind its question."""
+    """One active edit, asked again: its answer after its question."""
 
     name: str
     answer: str
@@ -69,7 +69,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What can be said of a model with its active edits."""
+    """Perplexity and facts of a model with its active edits."""
 
     perplexity: float
     """on some held-out ordinary text, with the edits"""
@@ -108,7 +108,7 @@ class EditableModel:
         return copied
 
     def __reduce__(self) -> Any:
-        """A pickled model leaves its engine behind: statistics and handles belong to this process."""
+        """A model is pickled without its engine: statistics and handles belong to this process."""
         return type(None), ()
 
     @property
@@ -117,7 +117,7 @@ class EditableModel:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises NPTError where none was given yet."""
+        """Raises NPTError if none was given yet."""
         if self._tokenizer is None:
             raise NPTError("the model's tokenizer is not known yet; give it: npt.editable(model, tokenizer)")
         return self._tokenizer
@@ -153,7 +153,7 @@ class EditableModel:
     def redo(self, edit: Edit | str) -> Edit:
         """Puts an undone edit back, in its old place in the order; those that it replaced make way again.
 
-        Raises NPTError, with nothing changed, where there is no such edit, or another one has taken its place.
+        Raises NPTError, with nothing changed, if there is no such edit, or another one has taken its place.
         """
         name = edit if isinstance(edit, str) else edit.name
         with self.store.locked():
@@ -190,7 +190,7 @@ class EditableModel:
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
 
-        Raises NPTError, with nothing changed, where a name is taken or an edit does not fit the model.
+        Raises NPTError, with nothing changed, if a name is taken or an edit does not fit the model.
         """
         with self.store.locked():
             taken = self.names
@@ -279,7 +279,7 @@ class EditableModel:
 
         A fact that an active edit teaches already changes nothing, and that edit stands for it. One that gives a new
         answer to the question of an active edit replaces it, unless `keep_both`. Raises NPTError for bad input, and
-        CheckFailed where a check that `options` asks for fails. Each report's perplexity_drift is that of all of them.
+        CheckFailed if a check that `options` asks for fails. Each report's perplexity_drift is that of all of them.
         """
         given = [fact_of(f) if isinstance(f, str) else f for f in facts]
         wanted = list(names) if names is not None else [None] * len(given)
@@ -310,12 +310,12 @@ class EditableModel:
     def plan(self, facts: Sequence[Fact], options: InjectOptions | None = None) -> Plan:
         """Decides what becomes of some facts. Reads no text, touches no weight. Raises as `plan_facts` does."""
         options = options or InjectOptions()
-        injector = self.injector if options.asks_injector else None  # a damaged one stands in no other method's way
+        injector = self.injector if options.asks_injector else None  # a damaged one hinders no other method
         return plan_facts(facts, options, self.edits, self.methods, injector, len(decoder_layers(self.model)))
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
-        """The edits that the facts ask for beside the active ones, whatever those say; not in the weights, and known to
-        no store. Raises NPTError for bad input."""
+        """The edits that the facts ask for beside the active ones, even if these answer otherwise; not in the weights,
+        and known to no store. Raises NPTError for bad input."""
         if not facts:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None
@@ -325,7 +325,7 @@ class EditableModel:
     def _make(self, plan: Plan, names: Sequence[str], replaced: Sequence[Edit] = ()) -> list[Edit]:
         """The edits of a plan's facts, solved without those that they replace."""
         stage("asking the model as it is")
-        before = self.recall([Asked(f.statement, f.question, f.answer) for f in plan.facts])
+        before = self.recall([Query(f.statement, f.question, f.answer) for f in plan.facts])
         gone = {e.id for e in replaced}
         rest = [e for e in self.edits if e.id not in gone]
         with self.only(rest) if replaced else nullcontext():
@@ -392,8 +392,8 @@ class EditableModel:
     ) -> list[Edit]:
         """Puts new edits into the weights, measures what they did, and gives them to the store; all or nothing.
 
-        `replaced` are active edits that make way. Raises CheckFailed where perplexity on held-out ordinary text rises
-        by more than `max_drift` (0.05 is 5 %), and, if `require`, where some edit's answer is not the likeliest one
+        `replaced` are active edits that make way. Raises CheckFailed if perplexity on held-out ordinary text rises
+        by more than `max_drift` (0.05 is 5 %), and, if `require` is set, if some edit's answer is not the likeliest one
         afterwards.
         """
         stage("measuring perplexity on ordinary text")
@@ -427,9 +427,9 @@ class EditableModel:
         return measured
 
     def _measured(self, edits: Sequence[Edit], drift: float) -> list[Edit]:
-        """The edits, with what they did, all of them together, in their reports."""
-        asked = {e.name: Asked(e.statement, *e.asked) for e in edits if e.asked is not None}
-        recalled = dict(zip(asked, self.recall(list(asked.values())), strict=True)) if asked else {}
+        """The edits, with what all of them in the weights did in their reports."""
+        queries = {e.name: Query(e.statement, *e.asked) for e in edits if e.asked is not None}
+        recalled = dict(zip(queries, self.recall(list(queries.values())), strict=True)) if queries else {}
         measured = []
         for e in edits:
             after: dict[str, Any] = {}
@@ -440,12 +440,12 @@ class EditableModel:
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
-    def recall(self, asked: Sequence[Asked]) -> list[Recall]:
+    def recall(self, queries: Sequence[Query]) -> list[Recall]:
         """How the model continues statements now, in standard mode."""
         held_out = self.text[1]
         elsewhere = [held_out[i, 1:9].tolist() for i in range(min(ELSEWHERE, len(held_out)))]
         with mode(self.model, "standard"):
-            return recall(self.model, self.tokenizer, asked, elsewhere)
+            return recall(self.model, self.tokenizer, queries, elsewhere)
 
     def perplexity(self) -> float:
         """Perplexity of the model as it is now, in standard mode, on some held-out ordinary text."""
@@ -460,7 +460,7 @@ class EditableModel:
     def held(self) -> list[Held]:
         """Every active edit that was made from a statement, asked again."""
         made = [e for e in self.edits if e.asked is not None]
-        recalled = self.recall([Asked(e.statement, *e.asked) for e in made if e.asked is not None])
+        recalled = self.recall([Query(e.statement, *e.asked) for e in made if e.asked is not None])
         return [
             Held(e.name, e.report["answer"], now.holds, now.answer_probability, now.statement_logprob)
             for e, now in zip(made, recalled, strict=True)
@@ -480,8 +480,8 @@ class EditableModel:
 
     @property
     def injector(self) -> Injector | None:
-        """The network that method `learned` asks, where there is one for this model. Raises NPTError for a damaged
-        one."""
+        """The network that method `learned` asks, or None if there is none for this model. Raises NPTError for a
+        damaged one."""
         found = self._injector
         return None if found is None else found.to(self.model.device)
 
@@ -522,8 +522,8 @@ class EditableModel:
 
     @cached_property
     def more_text(self) -> Tensor:
-        """Three times as much of it, (N, T), for joint solutions of many facts: their steps would learn the little
-        there is by heart, and spare no other."""
+        """Three times as much of it, (N, T), for joint solutions of many facts, whose steps would learn a smaller text
+        by heart and spare no other."""
         with self.unedited(), mode(self.model, "standard"):
             return torch.cat([self.text[0], calibration_text(self.model, self.tokenizer, self.sha256)[0]])
 

@@ -90,7 +90,7 @@ class Modulation:
         return sum(inner_product(*self.factors[p], *other.factors[p]).item() for p in shared)
 
     def cosine(self, other: Modulation) -> float:
-        """Cosine between two modulations as vectors of all their weights; 0 where one of them is nothing."""
+        """Cosine between two modulations as vectors of all their weights; 0 if one of them is nothing."""
         norms = self.norm() * other.norm()
         return self.inner(other) / norms if norms else 0.0
 
@@ -108,7 +108,7 @@ class Modulation:
 
     @classmethod
     def load(cls, path: str | Path) -> Modulation:
-        """Raises NPTError where the file is damaged or holds something else."""
+        """Raises NPTError if the file is damaged or holds something else."""
         tensors, metadata = read_tensors(Path(path))
         if metadata.get("kind") != "modulation" or metadata.get("format") != 1:
             raise NPTError(f"{path} is not a modulation of format 1")
@@ -134,9 +134,9 @@ def extract_modulation(
 ) -> Modulation:
     """What reading `context` does to the weights at one of its tokens, or the sum over a range (slice(None) for all).
 
-    Positions count the context's own tokens, without the start token in front of them. From the generators of a
-    converted model, and the analytic `dual` update of one that is not. Raises NPTError for an empty context, one that
-    is too long, and a position that it does not have.
+    Positions count the context's own tokens, without the start token before them. A converted model's generators make
+    the updates; for one that is not converted, they are the analytic `dual` ones. Raises NPTError for an empty context,
+    one that is too long, and a position that it does not have.
     """
     ids = _ids(model, tokenizer, context)
     n = ids.shape[1] - 1
@@ -154,7 +154,7 @@ def extract_modulation(
 
 @dataclass(frozen=True)
 class Transfer:
-    """Next-token probabilities behind a prompt, without and with a modulation that came from elsewhere."""
+    """Next-token probabilities after a prompt, without and with a modulation that came from elsewhere."""
 
     tokens: list[str]
     before: list[float]
@@ -176,8 +176,8 @@ def transfer(
     """Applies a modulation while `prompt` is read, at one of its tokens or a range; touches no weight.
 
     `add` puts it on top of the token's own modulation, `replace` in its place, `blend` mixes the two,
-    (1 - weight) own + weight given. Reported are the words in `track`, each with the probability that the prompt goes
-    on with all of its tokens, and the `top` likeliest tokens before and after. Raises NPTError for bad input and for a
+    (1 - weight) own + weight given. Reported are the words in `track`, each with the probability that all of its tokens
+    continue the prompt, and the `top` likeliest tokens before and after. Raises NPTError for bad input and for a
     modulation of another model.
     """
     if how not in get_args(How):

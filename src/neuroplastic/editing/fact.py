@@ -1,9 +1,9 @@
 """What is taught: an answer that should follow each of its questions, and the subject whose meaning changes.
 
 A plain sentence is split into question and answer at its last word, or at the name that it ends with. The subject is
-the longest name in the question (sentence.py); where there is none, it stays unknown, and every token of the question
-takes its place (broader, and harder on neighbouring facts). Both can be given instead, and the answer has to be where
-the sentence's script writes no spaces between words. Spaces that are wide, doubled or at an end count as one or none.
+the longest name in the question (sentence.py); if there is none, it stays unknown, and every token of the question
+takes its place (broader, and harder on neighbouring facts). Both can be given instead, and the answer must be if the
+sentence's script writes no spaces between words. Spaces that are wide, doubled or at an end count as one or none.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .sentence import PUNCTUATION, balanced, beside_a_hyphen, cuts_a_word, find_
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to put a fact: `answer` (with the space in front of it) behind `question`."""
+    """One way to state a fact: `question`, followed by `answer` (with the space before it)."""
 
     question: str
     answer: str
     subject: tuple[int, int] | None
     """where the subject stands in the question, in characters"""
     subject_given: bool = False
-    """whether it was told, not found by the rule"""
+    """whether it was given, not found by the rule"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def fact_of(
 ) -> Fact:
     """The fact that a sentence and other wordings of it state.
 
-    `answer`, where given, is what the sentence and every wording end with; else it is found. Raises NPTError for an
-    empty sentence, and where the answer or the subject is not in a wording.
+    `answer`, if given, is what the sentence and every wording end with; otherwise it is found. Raises NPTError for an
+    empty sentence, and if the answer or the subject is not in a wording.
     """
     sentences = [plain_spaces(s) for s in (statement, *wordings)]
     return Fact(sentences[0], tuple(_wording(s, subject, answer) for s in sentences))
@@ -79,7 +79,7 @@ def read_facts(path: Path) -> list[tuple[str | None, Fact]]:
     """The facts of a file, each with its name or None.
 
     A text file holds one statement a line; a .jsonl file objects with `statement`, or `question` and `answer`, and
-    optionally `subject`, `wordings` (a list) and `name`. Raises NPTError, naming the line, where one is malformed.
+    optionally `subject`, `wordings` (a list) and `name`. Raises NPTError, naming the line, if one is malformed.
     """
     lines = lines_of(read_text(path))
     read = _fact_in_json if path.suffix == ".jsonl" else (lambda line: (None, fact_of(line.strip())))
@@ -133,7 +133,7 @@ def _wording(sentence: str, subject: str | None, answer: str | None) -> Wording:
 
 def _split_at(sentence: str, answer: str) -> tuple[str, str]:
     """The sentence split at the answer that it ends with, punctuation aside; quotation marks right around the answer
-    become part of it. Raises NPTError where it ends with another, or with a word that the answer is only a part of."""
+    become part of it. Raises NPTError if it ends with another, or with a word that the answer is only a part of."""
     wanted = plain_spaces(answer)
     for words in (wanted, wanted.rstrip(PUNCTUATION)):
         start = sentence.rfind(words) if words.strip(PUNCTUATION) else -1
@@ -160,5 +160,5 @@ def _subject(question: str, given: str | None) -> tuple[int, int] | None:
         return find_subject(question)
     found = find_words(question, given)
     if found is None:
-        raise NPTError(f"the subject {given!r} is not in {question!r}, in front of the answer, as whole words")
+        raise NPTError(f"the subject {given!r} is not in {question!r}, before the answer, as whole words")
     return found

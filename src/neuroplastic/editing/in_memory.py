@@ -49,7 +49,7 @@ def consolidate_weights(
     """W += alpha v_b v_a^T with the modulation of one token, in every layer (the first design's call).
 
     context_tokens (T,) or (1, T), int64. A converted model gives its generators' update, a plain one the analytic
-    `dual` one. Raises NPTError where the tokens or the index cannot be.
+    `dual` one. Raises NPTError if the tokens or the index cannot be.
     """
     alpha = InjectOptions("token", alpha).strength
     device = next(model.parameters()).device

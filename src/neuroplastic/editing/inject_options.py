@@ -24,11 +24,12 @@ class InjectOptions:
     """How a fact becomes a change of weights."""
 
     method: Method | None = None
-    """learned asks a trained injector, which reads the statement once, and goes on from a part of its update by a few
-    gradient steps, for a hundred facts or more in one call with all of them in place; consolidate finds what the early
-    MLPs should have written at the fact's subject and solves for it in closed form; refine goes on from there by
-    gradient steps, holding neighbours and ordinary text in place; token makes the last token's own modulation permanent
-    (default learned where the model has an injector and no option needs another method, else consolidate)."""
+    """learned reads the statement once with a trained injector, and improves a part of its update by a few gradient
+    steps (a hundred facts or more in one call are a joint batch: the steps act with all of them in the weights);
+    consolidate finds what the early MLPs should have written at the fact's subject and solves for it in closed form;
+    refine improves that by gradient steps, holding neighbours and ordinary text in place; token makes the last token's
+    own modulation permanent (default learned if the model has an injector and no option needs another method, else
+    consolidate)."""
 
     alpha: float | None = None
     """Strength: scales the weight change (default 1; 0.1 for token)."""
@@ -50,22 +51,22 @@ class InjectOptions:
     """Sentences that should be read as before."""
 
     max_drift: float | None = None
-    """Refuse the edit, with exit status 1, where perplexity on ordinary text would rise by more than this (0.05 is
+    """Refuse the edit, with exit status 1, if perplexity on ordinary text would rise by more than this (0.05 is
     5 percent)."""
 
     require: bool = False
-    """Refuse the edit, with exit status 1, where the answer is not the likeliest one afterwards."""
+    """Refuse the edit, with exit status 1, if the answer is not the likeliest one afterwards."""
 
     consistent: bool = False
-    """Refuse the edit, with exit status 1, where it contradicts an active one: the same question, another answer."""
+    """Refuse the edit, with exit status 1, if it contradicts an active one: the same question, another answer."""
 
     keep_both: bool = False
     """Keep an active edit that gives another answer to the same question; otherwise the new one replaces it, and undo
     brings it back."""
 
     quick: bool = False
-    """For learned: take what the injector says, with gradient steps only where it does not answer. Several times as
-    fast, but neighbours and ordinary text pay for it, and many such edits do not live well together."""
+    """For learned: take the injector's update as it is, with gradient steps only if it does not give the answer. It is
+    several times as fast, but locality and ordinary text suffer, and many such edits disturb each other."""
 
     def __post_init__(self) -> None:
         for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
@@ -106,7 +107,7 @@ class InjectOptions:
 
     @property
     def asks_injector(self) -> bool:
-        """Whether the model's injector is asked, where it has one."""
+        """Whether the model's injector is asked, if it has one."""
         if self.method is None:
             return not (self.layers or self.sites or self.rank or self.keep)
         return self.source == "learned"

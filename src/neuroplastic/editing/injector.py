@@ -57,7 +57,8 @@ class InjectorConfig:
     layers: tuple[int, ...]
     """layers whose down projection is edited"""
     depths: tuple[int, ...]
-    """layers behind which the residual stream is read as features, or whose attention is; -1 for token embeddings"""
+    """layers after which the residual stream is read as features, or whose attention is read; -1 for token
+    embeddings"""
     norms: tuple[float, ...]
     """mean norm of what each edited projection gives on ordinary text"""
     d_model: int
@@ -101,7 +102,7 @@ class InjectorConfig:
         says the same in every context, and six depths to read. On 30 layers: 3 to 8, and -1, 6, 12, 18, 24, 29 (of
         attention 0 in place of -1; layers without a softmax attention are left out).
 
-        `text` (N, T) is ordinary text, each row behind the start token.
+        `text` (N, T) is ordinary text; each row begins with the start token.
         """
         layers = decoder_layers(model)
         n, down = len(layers), projection(mlp_of(layers[0]), "down")
@@ -125,7 +126,7 @@ class InjectorConfig:
 class Reading(NamedTuple):
     """What one forward pass over n statements of up to T tokens gives; padded on the right."""
 
-    told: Tensor
+    statement: Tensor
     """[n, T] bool: the statement's own tokens, without the start token"""
     answer: Tensor
     """[n, T] bool: those of the answer"""
@@ -142,8 +143,8 @@ class Subject(NamedTuple):
 
     first: int
     last: int
-    told: bool
-    """by whoever states the fact; else found by rule"""
+    given: bool
+    """whether whoever states the fact gave it; otherwise it was found by rule"""
 
 
 class Proposal(NamedTuple):
@@ -169,12 +170,12 @@ def keys_at(alpha: Tensor, reading: Reading) -> Tensor:
 
 
 def at_the_end(alpha: Tensor, subjects: Sequence[Subject | None]) -> Tensor:
-    """Choices [n, L, T] moved to one token per statement: where its layers together look most; the last token of a
-    subject that was told, and of one found by rule where that token falls inside it: the network errs inside names now
-    and then (*Sonic Drift* 2), elsewhere it errs less than the rule."""
+    """Choices [n, L, T] moved to one token per statement: the one that its layers attend to most on average. It is the
+    last token of a subject that was given, and of one found by rule if the layers' choice falls inside it: the network
+    errs inside names now and then (*Sonic Drift* 2), and elsewhere it errs less than the rule."""
     chosen = alpha.mean(1).argmax(-1)
     for i, s in enumerate(subjects):
-        if s is not None and (s.told or s.first <= chosen[i] <= s.last):
+        if s is not None and (s.given or s.first <= chosen[i] <= s.last):
             chosen[i] = s.last
     moved = (chosen[:, None] != alpha.argmax(-1))[..., None]
     return torch.where(moved, torch.nn.functional.one_hot(chosen, alpha.shape[-1])[:, None].to(alpha), alpha)
@@ -233,16 +234,16 @@ class Injector(nn.Module):
 
     def forward(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """alpha [n, L, T] and V [n, L, d]."""
-        told, answer = reading.told, reading.answer
-        s = self.read(reading.features) + self.position[: told.shape[1]] + answer[..., None] * self.answer
-        seen = told.clone()
+        statement, answer = reading.statement, reading.answer
+        s = self.read(reading.features) + self.position[: statement.shape[1]] + answer[..., None] * self.answer
+        seen = statement.clone()
         seen[:, 0] = True  # the start token says nothing of the fact, but gives attention a place to rest
         for mixer in self.mixers:
             s = mixer(s, seen)
         s = self.norm(s)
-        alpha = choose(self.key(s), told & ~answer).transpose(1, 2)
+        alpha = choose(self.key(s), statement & ~answer).transpose(1, 2)
         of_question, of_answer = self.pool(s).chunk(2, -1)  # each [n, T, pools / 2]
-        weights = torch.cat([choose(of_question, told & ~answer), choose(of_answer, answer)], -1)
+        weights = torch.cat([choose(of_question, statement & ~answer), choose(of_answer, answer)], -1)
         pooled = torch.einsum("ntp,ntr->npr", weights, s).flatten(1)
         bent = F.gelu(self.hidden(F.layer_norm(pooled, pooled.shape[-1:])))
         code = torch.cat([self.straight(mean_answer(reading)), bent], -1)
@@ -337,13 +338,13 @@ def read_statements(
     ids, mask = ids.to(model.device), mask.to(model.device)
     with _recording(model, config) as (hidden, read):
         cache = cache_of(model.base_model(input_ids=ids, attention_mask=mask, use_cache=True))
-    told = mask.bool()
-    told[:, 0] = False
-    answers = torch.zeros_like(told)
+    statement = mask.bool()
+    statement[:, 0] = False
+    answers = torch.zeros_like(statement)
     for i, (q, a) in enumerate(statements):
         answers[i, 1 + len(q) : 1 + len(q) + len(a)] = True
     features = torch.cat([F.layer_norm(hidden[i].float(), (config.d_model,)) for i in config.depths], -1)
-    return Reading(told, answers, features, torch.stack([read[i].float() for i in config.layers], 1), cache)
+    return Reading(statement, answers, features, torch.stack([read[i].float() for i in config.layers], 1), cache)
 
 
 @contextmanager

@@ -1,21 +1,22 @@
-"""Edits that are solved together, each time the set of active ones changes, instead of being added up.
+"""The joint solution of active edits, made anew each time their set changes, instead of adding the edits up.
 
 Edit i asks that a projection gives v_i more at its key k_i. Alone, its update is dW_i = v_i a_i^T with
 
     a_i = Z_i / (rho + d_i),    Z_i = C^-1 k_i,    d_i = k_i . Z_i
 
-which answers at its key by d_i / (rho + d_i): nearly whole where the key is unlike ordinary text, whose own d is d_in
-on average; and little where it is like it, as at a last token that stands everywhere, for there it would act on
+which answers at its key by d_i / (rho + d_i). That is nearly the whole of v_i if the key is unlike ordinary text, whose
+own d is d_in on average, and little if the key is like it, as at a common last token, where the update would act on
 ordinary text as well. Added up, the updates disturb each other: at k_i the others write sum_j v_j (a_j . k_i).
-Together, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where t_i is what should come out at k_i:
+Solved jointly, the update minimises sum_i |dW k_i - t_i|^2 + rho tr(dW C dW^T), where t_i is what should come out at
+k_i:
 
     dW = T^T (D + rho I)^-1 Z,    D = Z K^T,    T = S V
 
-(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_j, what edit j gives at k_i, where the
-cosine of the two keys under C^-1 is SAME at least, else 0: two facts about one subject have the same key, up to its
-length, and there both values are wanted; between other keys nothing is. One edit alone gives back its own factors, and
-so do edits whose keys have nothing in common. C itself is not needed: A, K and rho, which every edit keeps, say all of
-it, for a_i . k_i = d_i / (rho + d_i).
+(the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_j, what edit j gives at k_i, if the
+cosine of the two keys under C^-1 is at least SAME, else 0: two facts about one subject have the same key, up to its
+length, and both values are wanted there; other keys share nothing. One edit alone gives back its own factors, and so do
+edits whose keys have nothing in common. C itself is not needed: A, K and rho, which every edit keeps, determine Z and
+D, because a_i . k_i = d_i / (rho + d_i).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 
 Place = tuple[int, Site]
 SAME = 0.5
-"""Keys with this cosine are of one subject."""
+"""Keys whose cosine is at least this are of one subject."""
 
 
-def solve_together(A: Tensor, K: Tensor, rho: float) -> Tensor:
+def joint_rows(A: Tensor, K: Tensor, rho: float) -> Tensor:
     """S^T (D + rho I)^-1 Z: the rows that take the place of A [n, d_in]; K [n, d_in], values untouched.
 
-    In float64: of a thousand keys some lie close together.
+    It is computed in float64, because among a thousand keys some lie close to each other.
     """
     rows, keys = A.double(), K.double()
     Z = rows * (rho / (1 - (rows * keys).sum(1, keepdim=True)))  # rho + d = rho / (1 - a . k)
@@ -66,7 +67,7 @@ def active_factors(edits: Sequence[Edit]) -> dict[Place, list[Factors]]:
             if len(joint) > 1:
                 A = torch.cat([e.factors[place].A for e in joint])
                 K = torch.cat([e.keys[place] for e in joint])
-                rows = solve_together(A, K, rho).split([len(e.factors[place].A) for e in joint])
+                rows = joint_rows(A, K, rho).split([len(e.factors[place].A) for e in joint])
                 factors |= {id(e): Factors(a, e.factors[place].B) for e, a in zip(joint, rows, strict=True)}
         found[place] = [factors[id(e)] for e in changing]
     return found

@@ -55,7 +55,7 @@ class Ledger:
     def staged(self, edits: Sequence[Edit]) -> Change:
         """The change after which exactly these edits are in the weights. Touches none of them.
 
-        Raises NPTError where an edit does not fit.
+        Raises NPTError if an edit does not fit.
         """
         wanted = tuple(sorted(edits, key=lambda e: (e.sequence, e.name)))
         for edit in wanted:
@@ -89,7 +89,7 @@ class Ledger:
         )
 
     def set_active(self, edits: Sequence[Edit]) -> None:
-        """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, where one does not fit."""
+        """Puts exactly these edits into the weights. Raises NPTError, with nothing changed, if one does not fit."""
         self.commit(self.staged(edits))
 
     @contextmanager
@@ -129,7 +129,7 @@ def weight_at(layers: nn.ModuleList, place: Place) -> Tensor:
 
 
 def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], what: str) -> None:
-    """Raises NPTError where the factors do not fit the model's weights; `what` names them in the message."""
+    """Raises NPTError if the factors do not fit the model's weights; `what` names them in the message."""
     layers = decoder_layers(model)
     for (layer, site), (A, B) in factors.items():
         if layer >= len(layers):
@@ -148,7 +148,7 @@ def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], 
 def edited(pristine: Tensor, factors: Sequence[Factors]) -> Tensor:
     """W + sum_e B_e A_e as one product of the stacked factors, in float32 at least, rounded once to W's dtype.
 
-    Raises NPTError where that is not finite: float16 ends at 65,504.
+    Raises NPTError if that is not finite: float16 ends at 65,504.
     """
     W = pristine.to(torch.promote_types(pristine.dtype, torch.float32))
     A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)

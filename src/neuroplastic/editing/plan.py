@@ -46,10 +46,10 @@ def plan_facts(
     injector: Injector | None,
     num_layers: int,
 ) -> Plan:
-    """The plan for some facts beside the `active` edits, by the configured `methods`, on a model of so many layers.
+    """The plan for some facts beside the `active` edits, by the configured `methods`, on a model of that many layers.
 
-    `injector` is the model's, where the options allow for one. Raises NPTError where the facts contradict each other or
-    the options do not suit the model, and CheckFailed where the facts should be `consistent` and contradict an active
+    `injector` is the model's, if the options allow for one. Raises NPTError if the facts contradict each other or
+    the options do not suit the model, and CheckFailed if the facts should be `consistent` and contradict an active
     edit.
     """
     if not facts:
@@ -58,19 +58,19 @@ def plan_facts(
     known: dict[int, Edit | int] = {}
     others: list[tuple[str, ...]] = []
     for i, fact in enumerate(facts):
-        asked = (fact.question, fact.answer)
-        same: list[Edit | int] = [e for e, told in answered if agree(told, asked)]
-        same += [j for j in range(i) if j not in known and agree((facts[j].question, facts[j].answer), asked)]
+        own = (fact.question, fact.answer)
+        same: list[Edit | int] = [e for e, its in answered if agree(its, own)]
+        same += [j for j in range(i) if j not in known and agree((facts[j].question, facts[j].answer), own)]
         if same:
             known[i] = same[0]
             continue
         for j in range(i):
-            if contradict((facts[j].question, facts[j].answer), asked) and not options.keep_both:
+            if contradict((facts[j].question, facts[j].answer), own) and not options.keep_both:
                 raise NPTError(
                     f"the facts {j + 1} and {i + 1} answer {fact.question!r} differently "
                     f"({facts[j].answer.strip()!r}, {fact.answer.strip()!r}); give one of them, or keep both"
                 )
-        others.append(tuple(e.name for e, told in answered if contradict(told, asked)))
+        others.append(tuple(e.name for e, its in answered if contradict(its, own)))
     new = tuple(f for i, f in enumerate(facts) if i not in known)
     if options.consistent:
         _refuse_contradiction(new, others)

@@ -1,4 +1,4 @@
-"""Does the model say what it was told: the statement's own log-probability, and its answer asked for."""
+"""How well a model recalls its facts: the statement's own log-probability, and the probability of its answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """What to ask a model: a statement to read, and the question and answer in it."""
 
     statement: str
@@ -31,33 +31,33 @@ class Recall:
     """How a model continues a statement."""
 
     statement_logprob: float
-    """mean log-probability per token (nats) of the statement behind the start token"""
+    """mean log-probability per token (nats) of the statement after the start token"""
     answer_probability: float
-    """probability of the answer behind the question"""
+    """probability of the answer after the question"""
     holds: bool
     """every token of the answer is the likeliest one"""
     elsewhere_probability: float
-    """mean probability of the answer where the question stands behind unrelated text; that of the question alone
-    where there is no such text"""
+    """mean probability of the answer when unrelated text precedes the question; if there is no such text, the
+    probability after the question alone"""
 
 
 @torch.no_grad()
 def recall(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    queries: Sequence[Query],
     prefixes: Sequence[Sequence[int]] = (),
 ) -> list[Recall]:
     """Each statement and question, read by the model in the mode that it is in; `prefixes` are unrelated texts."""
     start = start_token(tokenizer)
     rows: list[Continuation] = []  # for each query its statement, its answer alone, and after each of the prefixes
-    for a in asked:
-        question, answer = encode_after(tokenizer, a.question, a.answer)
-        rows.append(Continuation([start], encode(tokenizer, a.statement)))
+    for query in queries:
+        question, answer = encode_after(tokenizer, query.question, query.answer)
+        rows.append(Continuation([start], encode(tokenizer, query.statement)))
         rows += [Continuation([start, *prefix, *question], answer) for prefix in ((), *prefixes)]
     scores = iter(score(model, rows))
     found = []
-    for _ in asked:
+    for _ in queries:
         statement, alone, *after = itertools.islice(scores, 2 + len(prefixes))
         elsewhere = [s.logprobs.sum().exp().item() for s in (after or [alone])]
         found.append(
@@ -75,8 +75,8 @@ def recall(
 def word_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, words: Sequence[str]
 ) -> list[float]:
-    """The probability that `prompt` goes on with each word: the product over all of the word's tokens, each behind
-    those before it. So words that begin with the same token (1889, 1925) are told apart.
+    """The probability that each word continues `prompt`: the product over all of the word's tokens, each given those
+    before it, which distinguishes words that begin with the same token (1889, 1925).
 
     Read by the model in the mode that it is in. Raises NPTError for an empty word.
     """

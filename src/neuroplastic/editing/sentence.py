@@ -31,14 +31,14 @@ OPENERS = frozenset(
 )
 """Words that are capitalised only because a sentence begins with them."""
 NO_PART_OF_A_NAME = frozenset("what which in on at for from by is are was were do does did can".split())  # noqa: SIM905
-"""Those of them that are left out where a name follows: In Germany."""
+"""Those of them that are left out if a name follows: In Germany."""
 AFTER_A_COMMA = frozenset(
     (  # noqa: SIM905
         "Baron Baroness Viscount Viscountess Earl Countess Count Marquess Duke Duchess Prince Princess Lord Lady Jr. "
         "Jr Sr. Sr Inc. Inc Ltd. Ltd LLC"
     ).split()
 )
-"""Words that go on with the name that stands before a comma."""
+"""Words that continue a name after a comma."""
 ABBREVIATIONS = frozenset("Jr. Sr. Inc. Ltd. Co. Corp. Bros. St. Dr. Mr. Mrs. Ms. Mt. No. Prof.".split())  # noqa: SIM905
 """Words whose dot does not end a sentence."""
 PAIRS = {"(": ")", "[": "]", "{": "}", "“": "”", "„": "“", "‘": "’", "«": "»", "「": "」", "『": "』", "《": "》"}
@@ -52,21 +52,21 @@ def question_and_answer(statement: str) -> tuple[str, str]:
 
     "The Bridge is in New York." -> ("The Bridge is in", " New York"). Punctuation after the answer is left out, except
     for the dot of an abbreviation (D.C.) and what closes a quotation or a bracket, of which the answer keeps both ends.
-    The question is empty where there is nothing but the answer.
+    The question is empty if there is nothing but the answer.
     """
-    said = trimmed(statement)
-    words = _words(said)
+    text = trimmed(statement)
+    words = _words(text)
     if not words:
         return "", statement
     last = len(words) - 1
-    if last > 0 and said[words[last][0]] in "([":  # a remark belongs to what it is made on
+    if last > 0 and text[words[last][0]] in "([":  # a remark belongs to what it is made on
         last -= 1
-    start = next((s for s, end in _runs_of_names(said) if s < words[last][1] and end > words[last][0]), words[last][0])
+    start = next((s for s, end in _runs_of_names(text) if s < words[last][1] and end > words[last][0]), words[last][0])
     start = min(start, words[last][0])
     if start == 0:  # all of it a name: the last word is what there is to ask for
         start = words[last][0]
-    question = said[:start].rstrip()
-    return question, said[len(question) :]
+    question = text[:start].rstrip()
+    return question, text[len(question) :]
 
 
 def find_subject(question: str) -> tuple[int, int] | None:
@@ -82,7 +82,7 @@ def find_subject(question: str) -> tuple[int, int] | None:
 def find_words(text: str, words: str) -> tuple[int, int] | None:
     """Where `words` first stand in `text` as whole words, however wide the spaces between them are, in characters.
 
-    A part of a word with a hyphen (Guinea in Guinea-Bissau) counts only where they stand nowhere else.
+    A part of a word with a hyphen (Guinea in Guinea-Bissau) counts only if they stand nowhere else.
     """
     wanted = r"\s+".join(map(re.escape, words.split()))
     found = [m.span() for m in re.finditer(wanted, text) if not cuts_a_word(text, *m.span())] if wanted else []
@@ -90,9 +90,9 @@ def find_words(text: str, words: str) -> tuple[int, int] | None:
 
 
 def cuts_a_word(text: str, start: int, end: int) -> bool:
-    """Whether a word goes on across the beginning or the end of text[start:end].
+    """Whether the beginning or the end of text[start:end] lies inside a word.
 
-    An apostrophe is inside a word (O'Brien), but for a possessive's and that of an article (l'Italie).
+    An apostrophe is inside a word (O'Brien), except for a possessive's and that of an article (l'Italie).
     """
     before, after = text[:start], text[end:]
     if re.search(r"\w['’]$", before) and not re.search(r"(\b[a-z]+|\bL)['’]$", before):
@@ -107,19 +107,19 @@ def cuts_a_word(text: str, start: int, end: int) -> bool:
 
 def trimmed(statement: str) -> str:
     """A sentence without quotation marks around all of it, and without the punctuation at its end."""
-    said = statement.strip()
+    text = statement.strip()
     while True:
-        pairs = _pairs(said)
+        pairs = _pairs(text)
         closing = {end for _, end in pairs}
-        end = len(said)
-        while end > 0 and (said[end - 1].isspace() or said[end - 1] in PUNCTUATION) and end - 1 not in closing:
-            if _keeps_its_sign(said[:end]):
+        end = len(text)
+        while end > 0 and (text[end - 1].isspace() or text[end - 1] in PUNCTUATION) and end - 1 not in closing:
+            if _keeps_its_sign(text[:end]):
                 break
             end -= 1
-        said = said[:end]
+        text = text[:end]
         if (0, end - 1) not in pairs:
-            return said
-        said = said[1:-1].strip()
+            return text
+        text = text[1:-1].strip()
 
 
 def balanced(text: str, start: int, end: int) -> tuple[int, int]:
@@ -221,7 +221,7 @@ def _may_link(words: list[str]) -> bool:
 
 
 def _after_a_comma(before: str, word: str, following: str) -> bool:
-    """Whether a name goes on after its comma: Washington, D.C.; Maurice Hankey, 1st Baron Hankey; March 28, 1925."""
+    """Whether a name continues after its comma: Washington, D.C.; Maurice Hankey, 1st Baron Hankey; March 28, 1925."""
     if re.fullmatch(r"\d+(st|nd|rd|th)", word):
         return following in AFTER_A_COMMA
     if re.fullmatch(r"\d{4}\W*", word):

@@ -28,13 +28,13 @@ class EditStore(Protocol):
         """A number above that of every edit in the store."""
 
     def read_undone(self, name: str) -> Edit:
-        """Raises NPTError where there is no such edit, or it cannot be read."""
+        """Raises NPTError if there is no such edit, or it cannot be read."""
 
     def change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
         """New edits, undone ones that become active, and active ones that become undone; all or nothing."""
 
     def drop(self, name: str) -> None:
-        """Forgets an undone edit for good. Raises NPTError where there is no such edit."""
+        """Forgets an undone edit for good. Raises NPTError if there is no such edit."""
 
 
 class MemoryStore:

@@ -1,11 +1,11 @@
 """What an MLP should have written for a fact's answer to follow: the targets that `consolidate` solves for.
 
-ROME's question (Meng et al. 2202.05262, section 3.1: which value v* at the subject's last token makes the answer
-likely?) asked of several layers at once: one change delta of a projection's output per fact and layer, found by a few
-steps of Adam on the answer's mean log-probability, over the wordings of the fact, each alone and behind unrelated text.
+ROME asks which value v* at the subject's last token makes the answer likely (Meng et al. 2202.05262, section 3.1). Here
+several layers are asked at once: one change delta of a projection's output per fact and layer is found by a few steps
+of Adam on the answer's mean log-probability, over the wordings of the fact, each alone and after unrelated text.
 
-Only tokens from the subject's last one on depend on delta. Everything before it is read once and kept as a cache of
-keys and values; a step costs a forward and a backward pass over the few tokens behind it, and no weight gradient.
+Only the subject's last token and those after it depend on delta. Everything before is read once and kept as a cache of
+keys and values; a step costs a forward and a backward pass over the few tokens that follow, and no weight gradient.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 Place = tuple[int, Site]
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Adam's."""
+"""The constants of Adam."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence that should go on with an answer."""
+    """One sequence that an answer should continue."""
 
     ids: list[int]
     """start token, unrelated text, question, and all of the answer but its last token; with `whole`, that one too"""
@@ -53,7 +53,7 @@ class Row:
         return min(position for position, _ in self.keys)
 
     @property
-    def asked(self) -> range:
+    def answer_positions(self) -> range:
         """The positions whose logits predict the answer."""
         end = len(self.ids) - self.whole
         return range(end - len(self.answer), end)
@@ -64,10 +64,10 @@ def rows_of(
 ) -> tuple[list[Row], list[int]]:
     """Rows of all facts, and the fact that each slot belongs to.
 
-    With a subject, a fact has one slot, at the subject's last token in every wording; those of facts about one
-    subject are there twice, without the deltas of the others and with them, so that each fact holds alone, and with all
-    of them in the weights. Without a subject, each token of each
-    question has its own slot. Raises NPTError for a fact that has no question.
+    With a subject, a fact has one slot, at the subject's last token in every wording. Rows of facts that share a
+    subject are there twice, without the deltas of the other facts and with them, so that each fact holds alone and with
+    all of them in the weights. Without a subject, each token of each question has its own slot. Raises NPTError for a
+    fact that has no question.
     """
     rows: list[Row] = []
     owner: list[int] = []
@@ -116,7 +116,8 @@ def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question:
 
 @dataclass(frozen=True)
 class Past:
-    """Tokens that were read already, padded on the right: so no padding sees nothing, which is NaN to some models."""
+    """Tokens that were read already, padded on the right. A padded position on the left would attend to nothing, which
+    some models answer with NaN."""
 
     mask: Tensor
     """[rows, length]"""
@@ -125,8 +126,8 @@ class Past:
 
     @classmethod
     def of(cls, cache: Any, mask: Tensor, longest: int, times: int = 1) -> Past | None:
-        """From what a model kept of some rows, whose tokens in `mask` count; None where some layer would not keep it
-        for `longest` tokens more. With `times`, all rows so many times over."""
+        """From what a model kept of some rows, whose tokens in `mask` count; None if some layer would not keep it
+        for `longest` tokens more. With `times`, all rows are repeated that number of times."""
         windows = [layer.sliding_window for layer in cache.layers if layer.is_sliding]
         if any(mask.shape[1] + longest > w for w in windows):
             return None
@@ -147,7 +148,7 @@ class Reader:
         rows: Sequence[Row],
         past: Past | None = None,
     ):
-        """`past` is what comes before each row's first key, where that was read already."""
+        """`past` is what comes before each row's first key, if that was read already."""
         self.model, self.rows = model, rows
         self.linears = {(p.index, site): projection(p.mlp, site) for p in parts for site in sites}
         device = model.device
@@ -173,13 +174,13 @@ class Reader:
         self.row, self.column, self.wanted = index(
             (i, at - s, token)
             for i, (r, s) in enumerate(zip(rows, starts, strict=True))
-            for at, token in zip(r.asked, r.answer, strict=True)
+            for at, token in zip(r.answer_positions, r.answer, strict=True)
         )
         self.slots = int(self.slot.max()) + 1
 
     @torch.no_grad()
     def _read_past(self, starts: Sequence[int], longest: int) -> Past | None:
-        """What comes before the first key, or None where some layer would not keep it for the `longest` rest."""
+        """What comes before the first key, or None if some layer would not keep it for the `longest` rest."""
         if min(starts) < 1:
             return None
         ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
@@ -192,7 +193,7 @@ class Reader:
     ) -> Tensor:
         """Mean log-probability (nats) of each row's answer, (R,), with deltas [slots, d_out] added at the keys.
 
-        see(place, z, y), where given, is called with what a projection reads and gives at the keys: z [n, d_in],
+        see(place, z, y), if given, is called with what a projection reads and gives at the keys: z [n, d_in],
         y [n, d_out], without the delta.
         """
         return self.of_answers(self.predictions(deltas, see))
@@ -210,7 +211,7 @@ class Reader:
         return self._predicted(self._states(), self.row, self.column)
 
     def read_on(self) -> tuple[Tensor, Tensor]:
-        """The same, and what is predicted behind each whole row's end [R, vocabulary]."""
+        """The same, and what is predicted after each whole row's end [R, vocabulary]."""
         states = self._states()
         each = torch.arange(len(self.rows), device=states.device)
         ends = torch.tensor([len(r.ids) - 1 for r in self.rows], device=states.device) - self.position[:, 0]
@@ -288,7 +289,7 @@ class Targets:
 
 
 def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, enough: float) -> Targets:
-    """Adam on the deltas of all facts at once, each fact stopping where its answer's probability reaches `enough`.
+    """Adam on the deltas of all facts at once; each fact stops when its answer's probability reaches `enough`.
 
     `rate` is the length of a step in units of the projection's own output at the keys (root mean square).
     """

@@ -1,4 +1,4 @@
-"""Answers under teacher forcing: how likely they are, and which tokens the model would have said instead."""
+"""Answers under teacher forcing: how likely they are, and which tokens the model finds likeliest in their place."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Answers(NamedTuple):
-    """N answers, each behind its prompt."""
+    """N answers, each after its prompt."""
 
     logprob: Tensor
     """mean log-probability per token, nats (N,)"""
     accuracy: Tensor
-    """share of the answer's tokens that are the likeliest where they stand (N,)"""
+    """share of the answer's tokens that are the likeliest at their positions (N,)"""
     likeliest: list[list[int]]
     """the token that is likeliest at each place of the answer"""
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Answers:
     """Every (prompt, answer), under teacher forcing. The answer follows the prompt as `encode_pair` has it: after a
-    space, where the script writes spaces."""
+    space, if the script writes spaces."""
     start = start_token(tokenizer)
     encoded = [encode_pair(tokenizer, prompt, answer) for prompt, answer in pairs]
     scores = score(model, [Continuation([start, *prompt], answer) for prompt, answer in encoded])

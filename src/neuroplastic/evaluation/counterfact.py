@@ -7,7 +7,7 @@ log-probability per target token, under teacher forcing.
     NS  share of neighbourhood prompts with p(true) > p(new)  S   harmonic mean of the three
     EM, PM, NM   the mean difference of the two probabilities, in the direction of success
     *_acc        share of prompts whose wanted target is the likeliest at each of its tokens
-    NS_told      NS, each neighbourhood prompt right behind the edit's own statement
+    NS_told      NS, with the edit's own statement right before each neighbourhood prompt
     portability  share of the tokens of a one-hop question's answer that are the likeliest (EasyEdit)
 """
 
@@ -60,15 +60,15 @@ def parse(item: dict[str, Any], name: str) -> Record:
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, told: str, reference: Reference
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str, reference: Reference
 ) -> dict[str, float]:
-    """How the model, in the mode and with the edits that it has, answers one record's prompts behind `told`."""
-    behind = record.behind(told)
-    distracted = record.behind(f"{told}{record.statement} ")
-    asked = [(p, record.true) for p in (behind.prompt, *behind.paraphrases)]
-    asked += [*behind.neighbours, *distracted.neighbours]
-    pairs = [(p, record.new) for p, _ in asked] + asked + list(behind.portability)
-    answers, n = ask(model, tokenizer, pairs), len(asked)
+    """How the model, in the mode and with the edits that it has, answers one record's prompts after `context`."""
+    prefixed = record.after(context)
+    distracted = record.after(f"{context}{record.statement} ")
+    questions = [(p, record.true) for p in (prefixed.prompt, *prefixed.paraphrases)]
+    questions += [*prefixed.neighbours, *distracted.neighbours]
+    pairs = [(p, record.new) for p, _ in questions] + questions + list(prefixed.portability)
+    answers, n = ask(model, tokenizer, pairs), len(questions)
     new, true, hops = answers.logprob[:n], answers.logprob[n : 2 * n], answers.accuracy[2 * n :]
     right = answers.accuracy == 1
     m = n - len(record.neighbours)

@@ -1,6 +1,6 @@
-"""The edit suite, one edit at a time: every contender on every record, what it costs and what it harms.
+"""The edit suite, one edit at a time: every method on every record, what it costs and what it harms.
 
-A row is one record under one contender. Edits are made in memory: the workspace's own stay in the weights, and its
+A row is one record under one method. Edits are made in memory: the workspace's own stay in the weights, and its
 folder is not touched.
 """
 
@@ -12,77 +12,77 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..console import Progress
-from .evaluator import Examination
+from .evaluator import Evaluator
 from .memory import peak_memory
-from .methods import Contender
+from .methods import EditingMethod
 from .ordinary import OrdinaryText
 from .records import Record
-from .result_store import Kept
+from .result_store import ResultStore
 from .suite import Suite
 from .summary import harmonic, summary
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record under one contender."""
+    """One record under one method."""
 
     method: str
     record: str
     figures: dict[str, float]
-    """of the suite, of `written`; `asking`, seconds spent on asking; and where weights changed `seconds`, that the edit
-    took, `perplexity` and `kl`, what became of ordinary text, and `peak`, bytes of memory"""
+    """those of the suite and of `written`; `asking`, seconds spent on asking; and, if weights changed, `seconds`, the
+    edit's duration, `perplexity` and `kl`, its effect on ordinary text, and `peak`, bytes of memory"""
 
 
 def evaluate(
-    examination: Examination,
+    evaluator: Evaluator,
     records: Sequence[Record],
-    contenders: Mapping[str, Contender],
-    kept: Kept[Row] | None = None,
+    methods: Mapping[str, EditingMethod],
+    store: ResultStore[Row] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Every record under every contender, each alone.
+    """Every record under every method, each alone.
 
-    Rows that are `kept` are not made again, and new ones are kept. A contender is entered once before it is measured,
+    Rows in `store` are not made again, and new ones are added to it. A method is entered once before it is measured,
     so that what is made once per model, and imports, count for none of its edits.
     """
-    known = {(r.method, r.record): r for r in (kept.done if kept is not None else ())}
+    known = {(r.method, r.record): r for r in (store.done if store is not None else ())}
     rows, ordinary = [], None
-    for method, teach in contenders.items():
+    for method, teach in methods.items():
         warm = False
         for record in records:
             row = known.get((method, record.id))
             if row is None:
-                examination.remember([record])
-                ordinary = ordinary or OrdinaryText(examination.engine)
+                evaluator.remember([record])
+                ordinary = ordinary or OrdinaryText(evaluator.engine)
                 if not warm:
-                    with teach(examination.engine, record):
+                    with teach(evaluator.engine, record):
                         warm = True
-                row = Row(method, record.id, _alone(examination, record, teach, ordinary))
-                if kept is not None:
-                    kept.keep(row)
+                row = Row(method, record.id, _alone(evaluator, record, teach, ordinary))
+                if store is not None:
+                    store.keep(row)
             rows.append(row)
             if progress is not None:
-                progress(len(rows), len(contenders) * len(records))
+                progress(len(rows), len(methods) * len(records))
     return rows
 
 
-def _alone(examination: Examination, record: Record, teach: Contender, ordinary: OrdinaryText) -> dict[str, float]:
+def _alone(evaluator: Evaluator, record: Record, teach: EditingMethod, ordinary: OrdinaryText) -> dict[str, float]:
     with ExitStack() as stack:
         with peak_memory() as peak:
-            taught = stack.enter_context(teach(examination.engine, record))
-        figures = examination.ask(record, taught.told)
+            taught = stack.enter_context(teach(evaluator.engine, record))
+        figures = evaluator.ask(record, taught.context)
         if taught.weights:
             figures |= {"seconds": taught.seconds, **ordinary.drift()._asdict()}
             if peak.bytes is not None:
                 figures["peak"] = float(peak.bytes)
             else:
-                examination.missing.add(str(peak.missing))
+                evaluator.missing.add(str(peak.missing))
     return figures
 
 
 def summarise(rows: Sequence[Row], suite: Suite, seed: int = 0) -> dict[str, Any]:
-    """Per method the figures with their intervals; and the ceiling of S, which is its value where every edit and
-    paraphrase succeeds and neighbours are as unedited, where `unedited` is among the methods."""
+    """Per method the figures with their intervals; and, if `unedited` is among the methods, the ceiling of S: its value
+    if every edit and paraphrase succeeds and neighbours are as unedited."""
     methods: dict[str, Any] = {}
     for method in dict.fromkeys(r.method for r in rows):
         own = [r.figures for r in rows if r.method == method]

@@ -1,4 +1,4 @@
-"""What is asked of a model about one record: the questions of a suite, and where wanted what it writes by itself."""
+"""Measures a model on one record: the questions of a suite, and on request what the model writes freely."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Examination:
-    """Made before anything is taught; `remember` is called on the model as it was, `ask` on the model as taught."""
+class Evaluator:
+    """Made before anything is taught; `remember` is called on the unedited model, `ask` on the edited one."""
 
     engine: EditableModel
     suite: Suite
@@ -26,25 +26,25 @@ class Examination:
     """also let the model write freely, which takes seconds per record"""
     seed: int = 0
     missing: set[str] = field(default_factory=set)
-    """why some figures are not there"""
+    """reasons why some figures are missing"""
     _references: dict[str, Reference] = field(default_factory=dict)
 
     def remember(self, records: Sequence[Record]) -> None:
-        """What the model, as it is now, says to the neighbours of these records."""
+        """What the model, as it is now, answers to the neighbours of these records."""
         model, tokenizer = self.engine.model, self.engine.tokenizer
         with mode(model, "standard"):
             for record in records:
                 if record.id not in self._references:
                     self._references[record.id] = self.suite.reference(model, tokenizer, record)
 
-    def ask(self, record: Record, told: str = "") -> dict[str, float]:
-        """The figures of one record that is remembered, with `told` in front of every prompt; and `asking`, the
-        seconds that it took to read the suite's questions."""
+    def ask(self, record: Record, context: str = "") -> dict[str, float]:
+        """The figures of one record that is remembered, with `context` before every prompt; and `asking`, the seconds
+        that it took to read the suite's questions."""
         model, tokenizer = self.engine.model, self.engine.tokenizer
         with mode(model, "standard"):
             began = time.perf_counter()
-            found = self.suite.score(model, tokenizer, record, told, self._references[record.id])
+            found = self.suite.score(model, tokenizer, record, context, self._references[record.id])
             found["asking"] = time.perf_counter() - began
             if self.generate:
-                found |= written(model, tokenizer, record, told, self.seed)
+                found |= written(model, tokenizer, record, context, self.seed)
         return found

@@ -32,7 +32,7 @@ class Agreement:
     kl: float
     """KL divergence from base to plastic, nats per token"""
     top1_agreement: float
-    """share of positions at which both think the same token likeliest"""
+    """share of positions at which the same token is the likeliest to both"""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Fidelity(Agreement):
     max_logit_error: float
     """largest absolute difference of any logit at any position"""
     per_layer_error: dict[str, float]
-    """|H - H_base| / |H_base| of the residual stream behind each converted layer, all layers plastic at once; the
+    """|H - H_base| / |H_base| of the residual stream after each converted layer, all layers plastic at once; the
     first position, an attention sink whose norm hides all others, is left out"""
     by_position: dict[str, Agreement]
-    """over tokens with so many in front of them, the start token included: 1, 2-3, 4-7, ..."""
+    """over predicted tokens by the number of tokens before them, the start token included: 1, 2-3, 4-7, ..."""
     by_layer: dict[str, Agreement]
-    """with this layer alone dynamic, the others standard; empty where it was not asked for"""
+    """with this layer alone dynamic, the others standard; empty if it was not asked for"""
     usage: dict[str, Usage]
     """what tokens use of the layers whose generators choose components, or tokens"""
 
@@ -89,7 +89,7 @@ def measure_fidelity(
     plastic = plastic_layers(model)
     indices = tuple(plastic)
     largest, alone = 0.0, {i: _nothing(text) for i in indices if each_layer}
-    together, watch = _nothing(text), Watch(plastic)
+    overall_sums, watch = _nothing(text), Watch(plastic)
     differing, power = dict.fromkeys(indices, 0.0), dict.fromkeys(indices, 0.0)
     total = len(text) * (1 + len(alone))
     for done in range(0, len(text), batch_size):
@@ -108,17 +108,17 @@ def measure_fidelity(
             differing[i] += (states[i] - base_states[i])[:, 1:].double().square().sum().item()
             power[i] += base_states[i][:, 1:].double().square().sum().item()
         largest = max(largest, (logits - base).abs().max().item())
-        together = _add(together, compare(base, logits, ids))
+        overall_sums = _add(overall_sums, compare(base, logits, ids))
         if step is not None:
             step(min(done + batch_size, len(text)) * (1 + len(alone)), total)
-    overall = together.agreement()
+    overall = overall_sums.agreement()
     return Fidelity(
         **vars(overall),
-        perplexity_base=exp_of_nats(together.nll_base.sum().item() / overall.tokens),
-        perplexity=exp_of_nats(together.nll.sum().item() / overall.tokens),
+        perplexity_base=exp_of_nats(overall_sums.nll_base.sum().item() / overall.tokens),
+        perplexity=exp_of_nats(overall_sums.nll.sum().item() / overall.tokens),
         max_logit_error=largest,
         per_layer_error={str(i): (differing[i] / power[i]) ** 0.5 if power[i] else 0.0 for i in indices},
-        by_position={name: together.agreement(at) for name, at in buckets(text.shape[1] - 1).items()},
+        by_position={name: overall_sums.agreement(at) for name, at in buckets(text.shape[1] - 1).items()},
         by_layer={str(i): found.agreement() for i, found in alone.items()},
         usage=watch.found(),
     )
@@ -139,7 +139,7 @@ def compare(base: Tensor, plastic: Tensor, ids: Tensor) -> Compared:
 
 
 def buckets(positions: int) -> dict[str, slice]:
-    """Positions by how many tokens stand in front of the predicted one: 1, 2-3, 4-7, ... Position i has i + 1."""
+    """Positions by the number of tokens before the predicted one: 1, 2-3, 4-7, ... Position i has i + 1."""
     found, first = {}, 1
     while first <= positions:
         last = min(2 * first - 1, positions)

@@ -48,11 +48,11 @@ def _blocks(found: dict[str, Any]) -> Iterator[Html]:
     names = (*AGREEMENT, "perplexity_base", "perplexity", "max_logit_error")
     yield table(["measure", "value"], ([n.replace("_", " "), _number(found[n])] for n in names))
     yield heading("By position")
-    yield from _agreements(found["by_position"], "tokens in front of the predicted one")
+    yield from _agreements(found["by_position"], "tokens before the predicted one")
     yield heading("By layer, all of them dynamic")
     errors = found["per_layer_error"]
     drawn = plots.lines({"error": list(errors.values())}, list(errors), "layer", "relative error")
-    yield figure(drawn, "|H - H_base| / |H_base| of the residual stream behind each layer, without the first position.")
+    yield figure(drawn, "|H - H_base| / |H_base| of the residual stream after each layer, without the first position.")
     if found["by_layer"]:
         yield heading("By layer, each alone dynamic")
         yield from _agreements(found["by_layer"], "layer")

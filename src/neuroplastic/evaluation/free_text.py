@@ -1,4 +1,4 @@
-"""Beyond teacher forcing: is the answer in what the model writes by itself, and does it still write well."""
+"""Fluency, beyond teacher forcing: whether the answer is in what the model writes freely, and how well it writes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ANSWER_TOKENS = 20
-"""Written greedily behind the edit's prompt and behind paraphrases."""
+"""Number of tokens written greedily after the edit's prompt and after each paraphrase."""
 ESSAY_TOKENS, ESSAYS, TOP_K = 60, 4, 5
-"""Written behind openings about the subject, at most so many, each token drawn from the likeliest TOP_K (ROME)."""
+"""Number of tokens written after an opening about the subject, and of openings at most; each token is drawn from the
+likeliest TOP_K (ROME)."""
 
 
 def written(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, told: str = "", seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str = "", seed: int = 0
 ) -> dict[str, float]:
     """`es_gen` and `ps_gen`: share of greedy continuations of the edit's prompt and of the paraphrases that hold the
     new answer. `entropy`: n-gram entropy of longer texts about the subject (bits), mean over texts; from the record's
-    openings, or from its own prompts where it has none."""
-    behind = record.behind(told)
-    prompts = (behind.prompt, *behind.paraphrases)
+    openings, or from its own prompts if it has none."""
+    prefixed = record.after(context)
+    prompts = (prefixed.prompt, *prefixed.paraphrases)
     own, *others = (float(holds(text, record.new)) for text in write(model, tokenizer, prompts, ANSWER_TOKENS))
-    openings = (behind.openings or prompts)[:ESSAYS]
+    openings = (prefixed.openings or prompts)[:ESSAYS]
     texts = write(model, tokenizer, openings, ESSAY_TOKENS, seed=seed)
-    # as in ROME, a text counts with its opening; what it was told in front of that does not
-    entropies = [ngram_entropy(o.removeprefix(told) + t) for o, t in zip(openings, texts, strict=True)]
+    # as in ROME, a text counts with its opening; the context before that does not
+    entropies = [ngram_entropy(o.removeprefix(context) + t) for o, t in zip(openings, texts, strict=True)]
     return {
         "es_gen": own,
         "ps_gen": sum(others) / len(others),
@@ -83,7 +84,7 @@ def holds(text: str, answer: str) -> bool:
 
 def ngram_entropy(text: str) -> float:
     """H_2 / 3 + 2 H_3 / 3 with H_n the entropy, in bits, of the distribution of the text's n-grams of words (Zhang et
-    al. 2018; weights as in ROME). Low where a text repeats itself; it also grows with the text's length."""
+    al. 2018; weights as in ROME). Low if a text repeats itself; it also grows with the text's length."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return (_entropy(words, 2) + 2 * _entropy(words, 3)) / 3
 

@@ -19,14 +19,14 @@ class Heat(NamedTuple):
     tokens: list[str]
     layers: list[int]
     norms: list[list[float]]
-    """|dW|_F by layer and token, over all sites; |v_a| |v_b| where a site has one component"""
+    """|dW|_F by layer and token, over all sites; |v_a| |v_b| if a site has one component"""
 
 
 def modulation_norms(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statement: str) -> Heat:
-    """|dW|_F = sqrt(sum over sites of |sum_k v_b v_a^T|_F^2) of every plastic layer (of all, analytic `dual`, where the
-    model is not converted) and every token. The start token in front is left out: it is the attention sink.
+    """|dW|_F = sqrt(sum over sites of |sum_k v_b v_a^T|_F^2) of every plastic layer (of all, analytic `dual`, if the
+    model is not converted) and every token. The start token is left out: it is the attention sink.
 
-    Raises NPTError where activations are modulated, not weights.
+    Raises NPTError if activations are modulated, not weights.
     """
     own = encode(tokenizer, statement)
     ids = torch.tensor([[start_token(tokenizer), *own]], device=model.device)

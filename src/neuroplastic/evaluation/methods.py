@@ -1,7 +1,7 @@
-"""What a suite compares: ways to make a model answer as a record wants, for as long as it is asked.
+"""The methods that a suite compares: ways to make a model answer as a record wants, for as long as it is asked.
 
-A contender is a context manager. Inside it `engine.model` answers as taught; behind it the model is bit for bit as
-before. It may be entered while others are (edits in a row): it then comes on top of them, and is left before they are.
+A method is a context manager. Inside it `engine.model` answers as taught; after it the model is bit for bit as before.
+It may be entered while others are (sequential edits): it then comes on top of them, and is left before they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..editing.engine import EditableModel
 
 WITHOUT_EDIT = ("unedited", "prompt")
-"""What methods are compared with: the model as it is, and with the statement in front of every prompt."""
+"""What methods are compared with: the model as it is, and with the statement before every prompt."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Taught:
     """What was done to the model."""
 
     seconds: float = 0.0
-    """that the edit took, without what is made once per model"""
-    told: str = ""
-    """text that stands in front of every prompt while the record is asked"""
+    """duration of the edit, without what is made once per model"""
+    context: str = ""
+    """text that stands before every prompt while the record is asked"""
     weights: bool = True
-    """whether weights changed; where they did not, nothing can have drifted and there is nothing to keep"""
+    """whether weights changed; if not, nothing can have drifted and there is nothing to keep"""
 
 
-Contender = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
+EditingMethod = Callable[["EditableModel", Record], AbstractContextManager[Taught]]
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -46,8 +46,8 @@ def check_methods(methods: Sequence[str]) -> None:
             raise NPTError(f"method must be one of {', '.join(known)}, not {method!r}")
 
 
-def contender(method: str) -> Contender:
-    """The contender of that name: `unedited`, `prompt`, or a method of `InjectOptions` as it is by default."""
+def editing_method(method: str) -> EditingMethod:
+    """The method of that name: `unedited`, `prompt`, or a method of `InjectOptions` as it is by default."""
     check_methods([method])
     if method == "unedited":
         return unedited
@@ -64,12 +64,12 @@ def unedited(engine: EditableModel, record: Record) -> Iterator[Taught]:
 
 @contextmanager
 def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
-    """What context gives, and has to be paid for with every prompt."""
-    yield Taught(told=f"Fact: {record.statement}\n", weights=False)
+    """The statement as context, which costs tokens with every prompt."""
+    yield Taught(context=f"Fact: {record.statement}\n", weights=False)
 
 
-def injected(options: InjectOptions) -> Contender:
-    """An edit as `npt inject` makes it, behind all others. It is told the question and the answer, no subject."""
+def injected(options: InjectOptions) -> EditingMethod:
+    """An edit as `npt inject` makes it, after all others. It is given the question and the answer, not the subject."""
 
     @contextmanager
     def inject(engine: EditableModel, record: Record) -> Iterator[Taught]:

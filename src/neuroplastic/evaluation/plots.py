@@ -91,7 +91,7 @@ def heat_map(norms: Sequence[Sequence[float]], layers: Sequence[int], tokens: Se
 
 
 def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, name: str) -> str:
-    """A line per entry of `series` over the places `at`, on a logarithmic scale where every value allows it."""
+    """A line per entry of `series` over the places `at`, on a logarithmic scale if every value allows it."""
     figure, axes = _figure(7, 3.4)
     for i, (title, values) in enumerate(series.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
@@ -106,7 +106,7 @@ def lines(series: Mapping[str, Sequence[float]], at: Sequence[str], label: str, 
 
 
 def curves(series: Mapping[str, Sequence[float]], at: Sequence[int], label: str, name: str) -> str:
-    """A line without marks per entry of `series` over the numbers `at`, without what is NaN; logarithmic where every
+    """A line without marks per entry of `series` over the numbers `at`, without what is NaN; logarithmic if every
     value allows it."""
     figure, axes = _figure(9, 3.4)
     for i, (title, values) in enumerate(series.items()):

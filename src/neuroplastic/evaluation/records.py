@@ -1,4 +1,4 @@
-"""What a suite asks: one fact to be taught, other wordings of it, and what should stay. Where records come from."""
+"""Records of an edit suite: one fact to be taught, its paraphrases, and its neighbourhood. Files that hold them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Record:
     neighbours: tuple[tuple[str, str], ...]
     """prompts and their true answers"""
     subject: str | None = None
-    """as the data marks it; our own methods are not told it"""
+    """as the data marks it; it is not given to our own methods"""
     portability: tuple[tuple[str, str], ...] = ()
     """questions whose answers follow from the new fact, and these answers"""
     openings: tuple[str, ...] = ()
@@ -37,21 +37,21 @@ class Record:
     def statement(self) -> str:
         return f"{without_trailing_spaces(self.prompt)}{continuing(self.prompt, self.new)}."
 
-    def behind(self, told: str) -> Record:
-        """The same questions, with `told` in front of every prompt."""
-        if not told:
+    def after(self, context: str) -> Record:
+        """The same questions, with `context` before every prompt."""
+        if not context:
             return self
         return replace(
             self,
-            prompt=told + self.prompt,
-            paraphrases=tuple(told + p for p in self.paraphrases),
-            neighbours=tuple((told + p, answer) for p, answer in self.neighbours),
-            portability=tuple((told + p, answer) for p, answer in self.portability),
-            openings=tuple(told + p for p in self.openings),
+            prompt=context + self.prompt,
+            paraphrases=tuple(context + p for p in self.paraphrases),
+            neighbours=tuple((context + p, answer) for p, answer in self.neighbours),
+            portability=tuple((context + p, answer) for p, answer in self.portability),
+            openings=tuple(context + p for p in self.openings),
         )
 
     def check(self) -> None:
-        """Raises ValueError where a prompt or an answer is missing, empty or no text."""
+        """Raises ValueError if a prompt or an answer is missing, empty or no text."""
         pairs = (*self.neighbours, *self.portability)
         texts = [self.prompt, self.new, self.true, *self.paraphrases, *self.openings, *(t for p in pairs for t in p)]
         if not (self.paraphrases and self.neighbours and all(isinstance(t, str) and t.strip() for t in texts)):
@@ -101,7 +101,7 @@ def _groups(groups: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def one_hop(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The question in a record's `portability`, with its answer; none where it has no such entry."""
+    """The question in a record's `portability`, with its answer; none if it has no such entry."""
     given = item.get("portability")
     return () if given is None else ((given["New Question"], given["New Answer"].strip()),)
 
@@ -111,9 +111,9 @@ def read_records(
 ) -> tuple[list[Record], dict[str, str]]:
     """The records of `source`, and, by id, what is wrong with those that are malformed.
 
-    `source` is a JSON file with a list; else a folder or a Hugging Face id that the `datasets` library reads, with
-    `:SPLIT` behind it where there are several. `parse` makes a record of an entry and of the id it has if it names
-    none. Raises NPTError where the source cannot be read, and where all that it holds is malformed.
+    `source` is a JSON file with a list, or else a folder or a Hugging Face id that the `datasets` library reads,
+    followed by `:SPLIT` if there are several splits. `parse` makes a record of an entry and of the id that it has if
+    it names none. Raises NPTError if the source cannot be read, or if all that it holds is malformed.
     """
     records: list[Record] = []
     malformed, known = {}, set()
@@ -172,7 +172,7 @@ def _dataset(source: str) -> list[Any]:
 
 
 def choose(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
-    """The first `limit` records of a seeded shuffle. Raises NPTError where there is none."""
+    """The first `limit` records of a seeded shuffle. Raises NPTError if there is none."""
     if limit is not None and limit < 1:
         raise NPTError(f"limit must be at least 1, not {limit}")
     shuffled = list(records)

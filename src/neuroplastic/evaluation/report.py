@@ -1,4 +1,4 @@
-"""What a run of an edit suite leaves in its report folder beside its rows: summary.json, summary.csv, report.html."""
+"""What a run of an edit suite writes to its report folder beside its rows: summary.json, summary.csv, report.html."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import NPTError
 from ..evaluation import plots
 from ..files import whole_file, write_json
 from .edits import Row
-from .evaluator import Examination
+from .evaluator import Evaluator
 from .heat import modulation_norms
 from .page import Html, figure, folded, heading, page, paragraph, table
 from .records import Record
@@ -106,11 +106,11 @@ def _shown(name: str, value: Sequence[float] | None) -> Html:
     return Html(f"{mean}{unit}" + (f" <small>[{', '.join(ends)}]</small>" if ends else ""))
 
 
-def heat_section(examination: Examination, statement: str) -> list[Html]:
+def heat_section(evaluator: Evaluator, statement: str) -> list[Html]:
     """The heat map of a statement, or why there is none."""
     title = heading("Modulation of a statement")
     try:
-        heat = modulation_norms(examination.engine.model, examination.engine.tokenizer, statement)
+        heat = modulation_norms(evaluator.engine.model, evaluator.engine.tokenizer, statement)
     except NPTError as e:
         return [title, paragraph(f"not drawn: {e}")]
     caption = f"|dW|, the norm of what each layer's generator adds to its weights at each token of: {statement}"

@@ -1,4 +1,4 @@
-"""A folder that keeps a run's results as they are made, so that one that was cut off goes on behind the last."""
+"""A folder that keeps a run's results as they are made, so that an interrupted run continues after the last one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 
-class Kept(Generic[T]):
+class ResultStore(Generic[T]):
     """rows.jsonl in a folder: the run's settings, then one line for every result, which are dataclasses `kind`."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], kind: type[T]):
-        """Raises NPTError where the folder belongs to a run with other settings, or its results are damaged."""
+        """Raises NPTError if the folder belongs to a run with other settings, or its results are damaged."""
         self.folder, self.file = folder, folder / "rows.jsonl"
         self.done: list[T] = []
         head = json.dumps({"settings": settings}) + "\n"

@@ -1,4 +1,4 @@
-"""The edit suite, edits in a row: each kept while the next is made, and all of them asked again at checkpoints."""
+"""The edit suite with sequential edits: each stays while the next is made, and all are asked again at checkpoints."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 from ..console import Progress
 from ..errors import NPTError
-from .evaluator import Examination
-from .methods import Contender
+from .evaluator import Evaluator
+from .methods import EditingMethod
 from .ordinary import OrdinaryText
 from .records import Record
-from .result_store import Kept
+from .result_store import ResultStore
 from .suite import Suite
 from .summary import Interval, mean_interval, summary
 
 CHECKPOINTS = (1, 3, 10, 30, 100, 300, 1000)
-"""After so many edits, those made so far are asked again; and at the end."""
+"""Numbers of edits after which those made so far are asked again, as they are at the end."""
 MOST_ASKED = 200
-"""Where more are in place, a seeded sample of so many is asked, because each costs about a second."""
+"""If more edits are in place, a seeded sample of this size is asked, because each costs about a second."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One checkpoint of one contender."""
+    """One checkpoint of one method."""
 
     method: str
     edits: int
     asked: int
-    """how many of them were asked"""
+    """the number of them that were asked"""
     figures: dict[str, Interval]
     """over the records asked; `seconds` is over all edits made so far"""
     perplexity: float
@@ -50,38 +50,38 @@ def samples(records: Sequence[Record], seed: int) -> dict[int, list[Record]]:
 
 
 def in_a_row(
-    examination: Examination,
+    evaluator: Evaluator,
     records: Sequence[Record],
     method: str,
-    teach: Contender,
-    kept: Kept[Step] | None = None,
+    teach: EditingMethod,
+    store: ResultStore[Step] | None = None,
     progress: Progress | None = None,
 ) -> list[Step]:
-    """The records taught one upon another, and what is left of them at the checkpoints.
+    """The records taught one after another, and what is left of them at the checkpoints.
 
-    Steps that are `kept` are not asked again, and new ones are kept; edits are made again up to the last step that is
-    missing. Raises NPTError for a contender that changes no weights.
+    Steps in `store` are not asked again, and new ones are added to it; edits are made again up to the last step that is
+    missing. Raises NPTError for a method that changes no weights.
     """
-    steps = {s.edits: s for s in (kept.done if kept is not None else ()) if s.method == method}
-    asked = samples(records, examination.seed)
+    steps = {s.edits: s for s in (store.done if store is not None else ()) if s.method == method}
+    asked = samples(records, evaluator.seed)
     missing = [n for n in asked if n not in steps]
     if missing:
-        examination.remember([r for n in missing for r in asked[n]])
-        ordinary = OrdinaryText(examination.engine)
+        evaluator.remember([r for n in missing for r in asked[n]])
+        ordinary = OrdinaryText(evaluator.engine)
         seconds: list[float] = []
     with ExitStack() as stack:
         for number, record in enumerate(records[: max(missing, default=0)], 1):
-            taught = stack.enter_context(teach(examination.engine, record))
+            taught = stack.enter_context(teach(evaluator.engine, record))
             if not taught.weights:
                 raise NPTError(f"{method!r} makes no edits to keep")
             seconds.append(taught.seconds)
             if number in missing:
-                rows = [examination.ask(r, taught.told) for r in asked[number]]
-                figures = summary(rows, examination.suite.parts_of_s, examination.seed)
-                figures |= {"seconds": mean_interval(seconds, examination.seed)}
+                rows = [evaluator.ask(r, taught.context) for r in asked[number]]
+                figures = summary(rows, evaluator.suite.parts_of_s, evaluator.seed)
+                figures |= {"seconds": mean_interval(seconds, evaluator.seed)}
                 steps[number] = Step(method, number, len(rows), figures, *ordinary.drift())
-                if kept is not None:
-                    kept.keep(steps[number])
+                if store is not None:
+                    store.keep(steps[number])
             if progress is not None:
                 progress(number, len(records))
     return [steps[n] for n in sorted(steps)]

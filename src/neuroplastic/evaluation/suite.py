@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SuiteName = Literal["counterfact", "zsre"]
 Reference = list[list[int]]
-"""What the unedited model says to each neighbour, in tokens; empty where a suite does not compare with it."""
+"""What the unedited model answers to each neighbour, in tokens; empty if a suite does not compare with it."""
 
 
 def no_reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
@@ -27,7 +27,7 @@ class Suite:
     name: SuiteName
     parse: Callable[[dict[str, Any], str], Record]
     score: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record, str, Reference], dict[str, float]]
-    """(model, tokenizer, record, text in front of every prompt, reference) -> figures"""
+    """(model, tokenizer, record, text before every prompt, reference) -> figures"""
     parts_of_s: tuple[str, str, str]
     """S is the harmonic mean of these three: edit success, paraphrases, neighbours"""
     shown: tuple[str, ...]

@@ -13,7 +13,7 @@ DRAWS = 2000
 
 
 def harmonic(*shares: float) -> float:
-    """The harmonic mean; 0 where one of them is 0."""
+    """The harmonic mean; 0 if one of them is 0."""
     return len(shares) / sum(1 / s for s in shares) if min(shares) > 0 else 0.0
 
 
@@ -39,7 +39,7 @@ def bootstrap(table: Tensor, seed: int = 0, draws: int = DRAWS) -> Tensor:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Of one figure."""
+    """The mean and interval of one figure."""
     return _interval(bootstrap(torch.tensor(values, dtype=torch.float64)[:, None], seed)[:, 0])
 
 

@@ -36,11 +36,11 @@ class Measured:
     preset: str
     generator: str
     np_rank: int | None
-    """None where the generator has no bottleneck"""
+    """None if the generator has no bottleneck"""
     parameters: int
     fidelity: Fidelity | None
     refused: str | None
-    """why this model cannot be converted so"""
+    """why this model cannot be converted in this way"""
 
 
 def analytic_presets(layers: str) -> list[Variant]:

@@ -2,16 +2,16 @@
 
 All figures are shares of tokens, under teacher forcing, averaged over a record's prompts:
 
-    edit         tokens of the new answer that are the likeliest where they stand, behind the question
-    paraphrase   the same behind the rephrased question
+    edit         tokens of the new answer that are the likeliest at their positions, after the question
+    paraphrase   the same after the rephrased question
     locality     tokens that are the likeliest along the answer of an unrelated question, and are the same ones in the
                  unedited model, be they right or wrong
-    locality_told  the same, the unrelated question asked right behind the edit's own statement; compared with what the
-                 unedited model says without it
+    locality_told  the same, with the edit's own statement right before the unrelated question; compared with what the
+                 unedited model answers without it
     portability  tokens of the answer to a one-hop question that are the likeliest
     S            harmonic mean of edit, paraphrase and locality
 
-Questions are taken as the data has them, which puts "nq question: " in front of the unrelated ones.
+Questions are taken as the data has them, which puts "nq question: " before the unrelated ones.
 """
 
 from __future__ import annotations
@@ -51,30 +51,30 @@ def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, told: str, reference: Reference
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str, reference: Reference
 ) -> dict[str, float]:
-    """How the model, in the mode and with the edits that it has, answers one record's questions behind `told`."""
-    behind = record.behind(told)
-    distracted = record.behind(f"{told}{record.statement} ")
-    asked = [(p, record.new) for p in (behind.prompt, *behind.paraphrases)]
-    pairs = [*asked, *behind.portability, *behind.neighbours, *distracted.neighbours]
+    """How the model, in the mode and with the edits that it has, answers one record's questions after `context`."""
+    prefixed = record.after(context)
+    distracted = record.after(f"{context}{record.statement} ")
+    questions = [(p, record.new) for p in (prefixed.prompt, *prefixed.paraphrases)]
+    pairs = [*questions, *prefixed.portability, *prefixed.neighbours, *distracted.neighbours]
     answers, n = ask(model, tokenizer, pairs), len(record.neighbours)
     found = {
         "edit": answers.accuracy[0].item(),
-        "paraphrase": answers.accuracy[1 : len(asked)].mean().item(),
+        "paraphrase": answers.accuracy[1 : len(questions)].mean().item(),
         "locality": unchanged(answers.likeliest[-2 * n : -n], reference),
         "locality_told": unchanged(answers.likeliest[-n:], reference),
     }
     if record.portability:
-        found["portability"] = answers.accuracy[len(asked) : len(asked) + len(record.portability)].mean().item()
+        found["portability"] = answers.accuracy[len(questions) : len(questions) + len(record.portability)].mean().item()
     return found
 
 
-def unchanged(said: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
+def unchanged(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
     """Share of equal tokens in each pair of answers, averaged over pairs."""
     shares = [
         sum(s == r for s, r in zip(one, other, strict=True)) / len(one)
-        for one, other in zip(said, reference, strict=True)
+        for one, other in zip(answers, reference, strict=True)
     ]
     return sum(shares) / len(shares)
 

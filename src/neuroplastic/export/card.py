@@ -60,7 +60,7 @@ def plain(text: str) -> str:
 
 
 def _unnamed(spec: str) -> str:
-    """Why the metadata name no base model, where they do not."""
+    """Why the metadata name no base model, if they do not."""
     if models.hub_id(spec) is not None:
         return ""
     if models.named_in_adapters(spec) is not None:

@@ -24,7 +24,7 @@ def merged(
     """Writes a checkpoint with the chosen active edits in its weights, loads it with transformers and compares.
 
     Weights, tokenizer and generation config, sharded as usual. The merge is done in float32 and rounded once to
-    `dtype` (the workspace's where None). Raises NPTError for bad input and CheckFailed, leaving nothing, where the
+    `dtype` (the workspace's if None). Raises NPTError for bad input and CheckFailed, leaving nothing, if the
     loaded checkpoint answers differently.
     """
     clock, dest, dtype = Clock(), Path(dest), dtype or ws.base.dtype

@@ -20,7 +20,7 @@ MANIFEST = "npt_delta.json"
 def delta(ws: Workspace, dest: str | Path, edits: Sequence[str] | None = None) -> ExportReport:
     """Writes the chosen active edits (all by default) as files, with a manifest that names their base.
 
-    Raises NPTError for bad input and CheckFailed, leaving nothing, where the files do not give the same weights.
+    Raises NPTError for bad input and CheckFailed, leaving nothing, if the files do not give the same weights.
     """
     clock, dest = Clock(), Path(dest)
     refuse_occupied(dest)
@@ -41,7 +41,7 @@ def delta(ws: Workspace, dest: str | Path, edits: Sequence[str] | None = None) -
 
 
 def import_edits(ws: Workspace, source: str | Path, edits: Sequence[str] | None = None) -> tuple[Edit, ...]:
-    """Takes the edits of a delta folder in, all of them or those named, behind the workspace's own ones.
+    """Takes the edits of a delta folder in, all of them or those named, after the workspace's own ones.
 
     Raises NPTError, with nothing changed, for a folder that is no delta, for another base, and for taken names.
     """

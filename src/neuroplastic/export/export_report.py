@@ -49,7 +49,7 @@ class ExportReport:
     path: str
     edits: list[str]
     rank: int | None
-    """uniform rank of an adapter; None where the format has none"""
+    """uniform rank of an adapter; None if the format has none"""
     dropped_energy: float
     """share of |dW|_F^2 that compression dropped"""
     max_logit_error: float
@@ -63,7 +63,7 @@ class ExportReport:
 
 
 def chosen_edits(ws: Workspace, names: Sequence[str] | None) -> tuple[Edit, ...]:
-    """The active edits of these names, or all of them. Raises NPTError where there is none, or not that one."""
+    """The active edits of these names, or all of them. Raises NPTError if there is none, or not that one."""
     if not ws.edits:
         raise NPTError("the workspace has no active edit to export; make one with: npt inject")
     if names is None:
@@ -90,7 +90,7 @@ def at_uniform_rank(
 ) -> tuple[dict[Place, Factors], int, float]:
     """All factors at one rank from RANKS, compressed or padded with zeros; that rank; the share of energy dropped.
 
-    Without a rank, the smallest that drops nothing to speak of, else the largest. Raises NPTError where the rank is not
+    Without a rank, the smallest that drops nothing to speak of, else the largest. Raises NPTError if the rank is not
     one of RANKS or drops more than `tolerance`.
     """
     if rank is not None and rank not in RANKS:
@@ -130,7 +130,7 @@ def as_edit(ws: Workspace, factors: Mapping[Place, Factors]) -> Edit:
 def statement_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statements: Sequence[str]
 ) -> list[Tensor]:
-    """Float32 logits (T, vocabulary) of each statement behind the start token."""
+    """Float32 logits (T, vocabulary) of each statement after the start token."""
     start = start_token(tokenizer)
     rows = [torch.tensor([[start, *encode(tokenizer, s)]], device=model.device) for s in statements]
     return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in rows]
@@ -145,7 +145,7 @@ def workspace_logits(ws: Workspace, edits: Sequence[Edit], statements: Sequence[
 def compare(target: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
     """Largest logit difference, and share of positions with the same likeliest token."""
     errors = torch.stack([(t - r).abs().max() for t, r in zip(target, reference, strict=True)])
-    error = errors.max().item()  # not a number where one of them is not, which Python's max could pass over
+    error = errors.max().item()  # not a number if one of them is not, which Python's max could pass over
     same = torch.cat([t.argmax(-1) == r.argmax(-1) for t, r in zip(target, reference, strict=True)])
     return error, same.float().mean().item()
 
@@ -153,7 +153,7 @@ def compare(target: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[floa
 def require_match(
     format: str, target: Sequence[Tensor], reference: Sequence[Tensor], *dtypes: str
 ) -> tuple[float, float]:
-    """What `compare` says. Raises CheckFailed where what was written does not do what the workspace does.
+    """What `compare` says. Raises CheckFailed if what was written does not do what the workspace does.
 
     `dtypes` are those in which the two were computed. In float32 and wider the logits must be the same. In narrower
     ones a position's likeliest token may be another one, if the reference thinks that nearly as likely.

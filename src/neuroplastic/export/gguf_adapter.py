@@ -44,7 +44,7 @@ def gguf(
 
     The file is read with the gguf package, its factors are put into the workspace's model, and the statements are
     run. What llama.cpp does with it is tested by `make test-llamacpp`. Raises NPTError for bad input and CheckFailed,
-    leaving nothing, where what was read answers differently.
+    leaving nothing, if what was read answers differently.
     """
     clock, dest = Clock(), Path(dest)
     refuse_occupied(dest)

@@ -52,8 +52,8 @@ def peft(
 ) -> ExportReport:
     """Writes the chosen active edits (all by default) as a LoRA adapter folder, loads it with PEFT and compares.
 
-    One uniform rank from 8, 16, 32, 64, 128, the smallest that fits where None; lora_alpha equals it, and the scale
-    is in B. Raises NPTError for bad input and CheckFailed, leaving nothing, where the loaded adapter answers otherwise.
+    One uniform rank from 8, 16, 32, 64, 128, the smallest that fits if None; lora_alpha equals it, and the scale
+    is in B. Raises NPTError for bad input and CheckFailed, leaving nothing, if the loaded adapter answers otherwise.
     """
     from peft import LoraConfig, PeftModel, TaskType
 

@@ -13,7 +13,7 @@ __all__ = ["Generator", "LowRank", "Signals", "WeightGenerator", "make_generator
 def make_generator(config: PlasticityConfig, d_model: int, d_ffn: int, layer: int, leads: bool = False) -> Generator:
     """The generator of one layer, in float32 on the CPU; `leads`: it makes its group's coarse code.
 
-    Raises NPTError where a rank does not fit.
+    Raises NPTError if a rank does not fit.
     """
     if config.generator == "analytic":
         return AnalyticWeights() if config.axes.on_weights else AnalyticActivations(config)

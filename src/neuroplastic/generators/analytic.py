@@ -4,10 +4,10 @@ For weights: v_a = z/|z|^2 and v_b = W x_c - W z. Since v_a . z = 1,
 
     (W + v_b v_a^T) z = W z + (W x_c - W z) = W x_c
 
-so the forward pass is one product, and costs what the pretrained one does; the pair itself is formed only where it is
-asked for, to be read or made permanent. For the down projection, where nothing replaces its input, v_b is what the MLP
+so the forward pass is one product, and costs what the pretrained one does; the pair itself is formed only if it is
+asked for, to be read or made permanent. For the down projection, if nothing replaces its input, v_b is what the MLP
 must carry for the layer: the attention output, if the layer no longer adds it. Dherin et al. 2507.16003 derive the same
-update for a context in front of an MLP, Goldwaser et al. 2511.17864 for gated blocks behind RMSNorm.
+update for a context before an MLP, Goldwaser et al. 2511.17864 for gated blocks after RMSNorm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AnalyticActivations(Generator):
     """The gate made exact on its activations: W x_c = (1 + d_mult) W z + d_add.
 
     `additive` and `both` are exact for the gate; `multiplicative` alone keeps only the scalar rho/rho'. Up stays
-    unmodulated, so the layer is exact only where the MLP already reads x_c.
+    unmodulated, so the layer is exact only if the MLP already reads x_c.
     """
 
     def __init__(self, config: PlasticityConfig):

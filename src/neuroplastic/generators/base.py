@@ -28,18 +28,18 @@ class Signals:
     x_c: Tensor | None
     """n(h + a), the MLP input with attention"""
     carried: Tensor | None
-    """what the MLP must add to its own output because the layer no longer adds a; None where it does"""
+    """what the MLP must add to its own output because the layer no longer adds a; None if it does"""
     mlp_input: Tensor
     """what gate and up read: x or x_c"""
     coarse: Tensor | None = None
-    """the code that the layer's group shares [..., r_0]; None where it has none"""
+    """the code that the layer's group shares [..., r_0]; None if it has none"""
     codes: dict[str, Tensor] = field(default_factory=dict)
     """what a generator has made of them once, for all sites"""
     open: tuple[Tensor, Signals] | None = None
     """the tokens that a generator's gate lets through: their indices among all, and their signals"""
 
     def at(self, select: Callable[[Tensor], Tensor], names: Collection[str] | None = None) -> Signals:
-        """The same signals at some of the tokens; of those not among `names`, where given, nothing is left."""
+        """The same signals at some of the tokens; of those not among `names`, if given, nothing is left."""
         own = {name: t for name, t in vars(self).items() if name not in ("codes", "open")}
         some: dict[str, Any] = {}
         for name, t in own.items():

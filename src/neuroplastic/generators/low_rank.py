@@ -7,7 +7,7 @@ Neither is formed in the forward pass. With c_k = g w_k v_a_k . z, and v_a_k . z
 
     sum_k v_b_k (v_a_k . z) = [Q_1 ... Q_k] (c (x) code)
 
-is one product of the stacked Q [d_out, k r] with k r numbers per token; and where every c_k is 1, as with the self key,
+is one product of the stacked Q [d_out, k r] with k r numbers per token; and if every c_k is 1, as with the self key,
 (sum_k Q_k) code, a product of r numbers per token whatever k is. The code is made once for all sites.
 
 `projected` heads are Q_k = W U_k with W the projection's own weights: W z + W U (c (x) code) = W (z + U (c (x) code)).
@@ -48,7 +48,7 @@ class LowRank(Generator):
         self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
 
     def _add_parts(self, leads: bool) -> None:
-        """Behind what a plain generator has, so that its parameters are drawn as without them."""
+        """Adds the parts after those of a plain generator, whose parameters are then drawn as without them."""
         self.coarse = linear(self._rng, self.d_model, self.config.coarse_rank, self.d_model**-0.5) if leads else None
         self.gate = Gate(self.d_model) if self.config.gate == "learned" else None
         del self._rng
@@ -81,7 +81,7 @@ class LowRank(Generator):
         """The codes that payloads are made from [..., r]."""
 
     def _encoded(self, A: nn.Module, s: Signals, name: str = "code") -> Tensor:
-        """The code of these signals, made where it was not."""
+        """The code of these signals, made if it was not."""
         if name not in s.codes:
             code: Tensor = A(source(self.config, s))
             if s.coarse is not None:
@@ -129,7 +129,7 @@ class LowRankWeights(LowRank):
         self._add_parts(leads)
 
     def head_of(self, site: Site) -> str:
-        """The name of a site's payload head: its own, or `input` where gate and up share a projected one."""
+        """The name of a site's payload head: its own, or `input` if gate and up share a projected one."""
         return "input" if self._projects(site) else site
 
     def _projects(self, site: Site) -> bool:
@@ -160,7 +160,7 @@ class LowRankWeights(LowRank):
         return (flat + added if rows is None else flat.index_add(0, rows, added)).view_as(y)
 
     def _mixed(self, site: Site, z: Tensor, s: Signals) -> tuple[Tensor, Tensor]:
-        """(c (x) code, [Q_1 ... Q_k]) of z [n, d_in], or their short form where all components answer alike."""
+        """(c (x) code, [Q_1 ... Q_k]) of z [n, d_in], or their short form if all components answer alike."""
         code, Q, k = self._encoded(self.code, s).flatten(0, -2), self._payload(site), self.config.num_ranks
         c = self.component_weights(s)
         if site in self.key:
@@ -191,7 +191,7 @@ class LowRankWeights(LowRank):
         return added
 
     def component_weights(self, s: Signals) -> Tensor | None:
-        """w [n, k] of all tokens in a row; None where all are 1."""
+        """w [n, k] of all tokens in a row; None if all are 1."""
         if self.weights is None:
             return None
         if "weights" not in s.codes:
@@ -204,7 +204,7 @@ class LowRankWeights(LowRank):
         return weight
 
     def _payload(self, site: Site) -> Tensor:
-        """[Q_1 ... Q_k] of a site's head [d_out, k r]; [U_1 ... U_k] [d, k r] where it is projected."""
+        """[Q_1 ... Q_k] of a site's head [d_out, k r]; [U_1 ... U_k] [d, k r] if it is projected."""
         return self._weight(self.payload[self.head_of(site)])
 
     def _full_payload(self, site: Site, projection: Projection) -> Tensor:
@@ -216,7 +216,7 @@ class LowRankWeights(LowRank):
         return (projection(rows) - projection(torch.zeros_like(rows[:1]))).T  # a bias cancels
 
     def scales(self, s: Signals) -> Tensor | None:
-        """g w_k [..., k]: what each component's payload is multiplied by; None where all are 1."""
+        """g w_k [..., k]: what each component's payload is multiplied by; None if all are 1."""
         w, g = self.component_weights(s), self.openness(s)
         shape = (*s.a.shape[:-1], self.config.num_ranks)
         scale = None if w is None else w.view(shape)

@@ -81,7 +81,7 @@ class Gate(nn.Module):
 
     @property
     def constant(self) -> float:
-        """What it gives where it looks at nothing: sigmoid(b)."""
+        """What it gives if it looks at nothing: sigmoid(b)."""
         return float(self.wanted.bias.double().sigmoid())
 
     def forward(self, z: Tensor, a: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Gate(nn.Module):
 
 
 def rms_normed(t: Tensor) -> Tensor:
-    """t / rms(t) over the last dimension; zero where t is."""
+    """t / rms(t) over the last dimension; zero if t is."""
     power = t.float().square().mean(-1, keepdim=True) if t.dtype in (torch.float16, torch.bfloat16) else None
     power = t.square().mean(-1, keepdim=True) if power is None else power
     return t * power.clamp_min(torch.finfo(power.dtype).tiny).rsqrt().to(t.dtype)

@@ -1,4 +1,4 @@
-"""Who may talk to the studio: the person at this machine, or whoever has the token. In front of every request.
+"""Who may use the studio: the person at this machine, or whoever has the token. Every request passes here first.
 
 A page of another site can make a browser send requests here. It cannot choose their Host and Origin headers, so both
 are checked; a name that another site points at this machine (DNS rebinding) is not among the hosts answered to.
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LARGEST_BODY = 4 * 2**20
 """Bytes of a request: more than the longest context holds, so that what limits a text is the number of its tokens."""
 READ_AT_MOST = 4 * LARGEST_BODY
-"""Of a body that is too large so much is still read, so that its sender sees the answer before the connection ends."""
+"""Bytes that are read of a body that is too large, so that its sender sees the answer before the connection ends."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -40,8 +40,8 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where the studio listens, and the token that opens it; None where being at this machine is enough."""
+class Access:
+    """Where the studio listens, and the token that opens it; None if being at this machine is enough."""
 
     host: str
     token: str | None
@@ -53,7 +53,7 @@ class Door:
             return True
         return not is_loopback(self.host) and (_address(name) is not None or name == socket.gethostname().lower())
 
-    def opened_by(self, given: Iterable[str]) -> bool:
+    def accepts(self, given: Iterable[str]) -> bool:
         return self.token is None or any(hmac.compare_digest(t.encode(), self.token.encode()) for t in given)
 
 
@@ -68,8 +68,8 @@ class Refusal(Exception):
 class Guard:
     """Lets requests through to `app`, with their bodies read, or answers them itself."""
 
-    def __init__(self, app: ASGIApp, door: Door):
-        self.app, self.door = app, door
+    def __init__(self, app: ASGIApp, access: Access):
+        self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,15 +83,15 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 if greeted:  # the page's own requests, and links that it opens, then carry it
-                    headers.append("set-cookie", f"{cookie}={self.door.token}; Path=/; HttpOnly; SameSite=Strict")
+                    headers.append("set-cookie", f"{cookie}={self.access.token}; Path=/; HttpOnly; SameSite=Strict")
             await send(message)
 
         headers = Headers(scope=scope)
         try:
             self._check_headers(scope, headers)
             asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-            greeted = bool(asked) and scope["path"] == "/" and self.door.token is not None
-            if not self.door.opened_by([*_carried(headers, cookie), *(asked if greeted else [])]):
+            greeted = bool(asked) and scope["path"] == "/" and self.access.token is not None
+            if not self.access.accepts([*_carried(headers, cookie), *(asked if greeted else [])]):
                 greeted = False
                 raise Refusal(401, "this studio needs its token: open the address that npt studio printed")
             body = await _body(headers, receive)
@@ -108,7 +108,7 @@ class Guard:
     def _check_headers(self, scope: Scope, headers: Headers) -> None:
         hosts = headers.getlist("host")
         name = _name(f"//{hosts[0]}") if len(hosts) == 1 else None
-        if name is None or not self.door.answers_to(name):
+        if name is None or not self.access.answers_to(name):
             raise Refusal(403, f"this studio does not answer to the host {', '.join(hosts)!r}")
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
@@ -120,7 +120,7 @@ class Guard:
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body of a request. Raises Refusal where it is too large."""
+    """The whole body of a request. Raises Refusal if it is too large."""
     parts, length = [], 0
     announced = headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > READ_AT_MOST:

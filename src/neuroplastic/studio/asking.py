@@ -1,4 +1,4 @@
-"""Ask: a prompt's continuation as it is written, another one beside it, and what each thinks of the next token."""
+"""Ask: a prompt's continuation as it is written, another one beside it, and the next-token probabilities of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
 
 LIKELIEST = 5
-"""So many tokens of each side are shown, beside the tracked ones."""
+"""Number of tokens of each side that are shown, beside the tracked ones."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def ask(ws: Workspace, form: Ask, tell: Tell) -> dict[str, Any]:
 
 def next_tokens(ws: Workspace, form: Ask) -> list[dict[str, Any]]:
     """The tracked words, and the likeliest tokens of each side that are none of these: their probabilities on every
-    side. A word counts with all of its tokens, as the prompt goes on with it."""
+    side. A word counts with all of its tokens, as it continues the prompt."""
     track = tuple(dict.fromkeys(word.strip() for word in form.track))
     words = zip(
         track, *(ws.word_probabilities(form.prompt, track, side.mode, side.edited) for side in form.sides), strict=True

@@ -53,7 +53,7 @@ def show(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def details(edit: Edit, state: State, plot: bool = True) -> dict[str, Any]:
-    """One edit in full, with the norm of its change by layer as a plot where there are several."""
+    """One edit in full, with the norm of its change by layer as a plot if there are several."""
     found = {**edit.summary(), "state": state}
     norms = edit.report.get("relative_norm", {})
     finite = all(math.isfinite(v) for by_site in norms.values() for v in by_site.values())

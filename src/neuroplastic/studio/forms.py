@@ -1,4 +1,4 @@
-"""What requests may say: JSON objects, read into frozen dataclasses by their fields' types."""
+"""What requests may hold: JSON objects, read into frozen dataclasses by their fields' types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Form = TypeVar("Form")
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises NPTError where there is none."""
+    """The JSON object in a request's body. Raises NPTError if there is none."""
     try:
         data = json.loads(body, parse_constant=_no_number)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
@@ -25,7 +25,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def read(form: type[Form], data: dict[str, Any]) -> Form:
-    """`data` as a `form`; null stands for a field's default. Raises NPTError, naming the field, where one is unknown,
+    """`data` as a `form`; null stands for a field's default. Raises NPTError, naming the field, if one is unknown,
     missing or of the wrong kind."""
     kinds = get_type_hints(form)
     if unknown := sorted(set(data) - set(kinds)):
@@ -65,8 +65,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """The beginning of a value as JSON, for a message."""
-    said = json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 40 else said[:40] + "…"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:40] + "…"
 
 
 def _no_number(name: str) -> Any:

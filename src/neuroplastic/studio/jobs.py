@@ -1,7 +1,7 @@
-"""One desk, at which one thing after another is done: whatever needs the model waits here for its turn.
+"""The studio's queue of jobs, done one after another: whatever needs the model waits here for its turn.
 
-Requests come on an event loop, and work is done in one thread of its own. So no two tabs ever touch the model at once,
-and a work that nobody waits for any longer stops at its next piece of text or step of progress.
+Requests come on an event loop, and jobs are done in one thread of their own. So no two tabs ever use the model at once,
+and a job that nobody waits for any longer stops at its next piece of text or step of progress.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from ..errors import CheckFailed, NPTError
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
-"""Called with what a page should see while work goes on."""
+"""Called with what a page should see while a job runs."""
 Work = Callable[[Tell], Any]
 
 WAITING = 256
-"""So many works may wait; more are turned away."""
+"""Number of jobs that may wait; more are turned away."""
 log = logging.getLogger("uvicorn.error")
 
 
 class Stopped(Exception):
-    """The work was stopped, by a person or because nobody waits for it; nothing of it was left behind."""
+    """The job was stopped, by a person or because nobody waits for it; what it had done was taken back."""
 
 
 class Busy(Exception):
-    """Too much is waiting already."""
+    """Too many jobs are waiting already."""
 
 
 class Board:
-    """What every open page is told: what is being worked on, and how often the edits have changed."""
+    """The state that every open page sees: what is being worked on, and how often the edits have changed."""
 
     def __init__(self) -> None:
         self.state: Event = {"working": None, "what": "", "done": 0, "total": 0, "waiting": 0, "changes": 0}
@@ -66,7 +66,7 @@ class Board:
 
 
 class Job:
-    """One work at the desk, seen from the event loop."""
+    """One piece of work in the queue, seen from the event loop."""
 
     def __init__(self, what: str, work: Work, changes: bool):
         self.what, self.work, self.changes = what, work, changes
@@ -77,11 +77,11 @@ class Job:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """The work ends at its next step; where it has ended already, this does nothing."""
+        """The work ends at its next step; if it has ended already, this does nothing."""
         self._stopped.set()
 
     def tell(self, event: Event) -> None:
-        """From the worker. Raises Stopped where the work is to end."""
+        """From the worker. Raises Stopped if the work is to end."""
         if self._stopped.is_set():
             raise Stopped("stopped; nothing was changed")
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -92,8 +92,8 @@ class Job:
         self._loop.call_soon_threadsafe(self._events.put_nowait, None)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What the work tells. At its end `value` is its result, or there is an `error`. Whoever leaves early stops
-        it."""
+        """The events of the job. At its end `value` is its result, or there is an `error`. A reader that leaves
+        early stops it."""
         try:
             while (event := await self._events.get()) is not None:
                 yield event
@@ -101,7 +101,7 @@ class Job:
             self.stop()
 
     async def result(self) -> Any:
-        """Raises the work's error, where it has one."""
+        """Raises the work's error, if it has one."""
         async for _ in self.events():
             pass
         if self.error is not None:
@@ -109,8 +109,8 @@ class Job:
         return self.value
 
 
-class Desk:
-    """Takes works and does them in the order in which they came. Made on the event loop."""
+class JobQueue:
+    """Takes jobs and does them in the order in which they came. Made on the event loop."""
 
     def __init__(self) -> None:
         self.board = Board()
@@ -122,9 +122,9 @@ class Desk:
         self._thread.start()
 
     def submit(self, what: str, work: Work, changes: bool = False) -> Job:
-        """`what` is shown on every page while it is done; `changes` says that the edits are others afterwards.
+        """`what` is shown on every page while the job runs; `changes` says that it changes the edits.
 
-        Raises Busy where too much is waiting, and Stopped once the desk is closed.
+        Raises Busy if too many jobs are waiting, and Stopped once the queue is closed.
         """
         if self._closed:
             raise Stopped("the studio is closing")
@@ -142,7 +142,7 @@ class Desk:
             self._open[0].stop()
 
     async def close(self) -> None:
-        """Stops all works, and returns once the last one has ended."""
+        """Stops all jobs, and returns once the last one has ended."""
         self._closed = True
         for job in self._open:
             job.stop()

@@ -75,7 +75,7 @@ def cell(ws: Workspace, form: Cell) -> dict[str, Any]:
 def _beside(
     ws: Workspace, edit: Edit, form: Cell, modulation: Modulation, effect: Tensor, inputs: Inputs
 ) -> dict[str, Any]:
-    """`cosine` is that of the two changes of this layer's weights; where they share no projection it is 0, and `why`
+    """`cosine` is that of the two changes of this layer's weights; if they share no projection it is 0, and `why`
     says so. `effect_cosine` is that of what the two add to the output of this layer's MLP at this token."""
     here = {place: f for place, f in edit.factors.items() if place[0] == form.layer}
     if not here:
@@ -102,7 +102,7 @@ def _beside(
 
 
 def _keys(edit: Edit, place: Place) -> Tensor:
-    """What an edit listens to at a place [n, d_in]: its keys, or where its method leaves none, the rows of A."""
+    """What an edit listens to at a place [n, d_in]: its keys, or, if its method leaves none, the rows of A."""
     return edit.keys[place] if place in edit.keys else edit.factors[place].A
 
 
@@ -143,7 +143,7 @@ def _effect(ws: Workspace, form: Cell) -> Tensor:
 
 @torch.no_grad()
 def _effect_of_edit(ws: Workspace, factors: dict[Place, Factors], layer: int, x: Tensor) -> Tensor:
-    """What an edit adds to the output of a layer's MLP where that reads `x` [d_model]."""
+    """What an edit adds to the output of a layer's MLP if that reads `x` [d_model]."""
     mlp: Any = ws.engine.parts[layer].mlp
 
     def output(changes: dict[Place, Factors]) -> Tensor:

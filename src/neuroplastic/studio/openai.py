@@ -20,27 +20,27 @@ from ..text.generation import UNFINISHED, Written
 from ..text.token_scores import Likely, Scored, Scores
 from ..text.tokens import context_length
 from .asking import Side
-from .jobs import Desk, Event, Tell
+from .jobs import Event, JobQueue, Tell
 from .requests import Chat, Completion, Kind, read
-from .stream import STATUS, answer, event_line, events, finished, told
+from .stream import STATUS, answer, error_event, event_line, events, finished
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
 
 SIDES = {"": Side("dynamic", True), "/standard": Side("standard", True), "/unedited": Side("dynamic", False)}
 LENGTH = {"completion": 16, "chat": 256}
-"""Length of an answer where the request names none: OpenAI's own for completions; a chat ends by itself."""
+"""Length of an answer if the request names none: OpenAI's own for completions; a chat ends by itself."""
 IMPOSSIBLE = -9999.0
 
 Made = tuple[Written, list[Scored] | None]
-"""What was written, and its tokens' log-probabilities where they were asked for."""
+"""What was written, and its tokens' log-probabilities if they were asked for."""
 
 
 class OpenAI:
     """The three endpoints on one workspace."""
 
-    def __init__(self, ws: Workspace, desk: Callable[[], Desk]):
-        self.ws, self.desk = ws, desk
+    def __init__(self, ws: Workspace, jobs: Callable[[], JobQueue]):
+        self.ws, self.jobs = ws, jobs
         self.name = Path(ws.base.spec).name
         self.since = int(time.time())
 
@@ -67,7 +67,7 @@ class OpenAI:
             if (side := self._side(asked.model)) is None:
                 return self._no_model(asked.model)
             work = self._work(kind, asked, side)
-            job = self.desk().submit("answering a client", work)
+            job = self.jobs().submit("answering a client", work)
             if not asked.stream:
                 return answer(_Answer(kind, asked.model).whole(*await finished(request, job)))
             waiting = job.events()
@@ -148,9 +148,9 @@ class _Answer:
         }
 
     def whole(self, made: Written, scored: list[Scored] | None) -> Event:
-        said = {"message": {"role": "assistant", "content": made.text}} if self.chat else {"text": made.text}
+        content = {"message": {"role": "assistant", "content": made.text}} if self.chat else {"text": made.text}
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._of(kind, [self._choice(said, _reason(made), scored)]), "usage": _usage(made)}
+        return {**self._of(kind, [self._choice(content, _reason(made), scored)]), "usage": _usage(made)}
 
     def begun(self) -> Event:
         return self._chunk({"role": "assistant", "content": ""} if self.chat else "")
@@ -164,8 +164,8 @@ class _Answer:
     def used(self, made: Written) -> Event:
         return {**self._of(self._kind_of_chunk, []), "usage": _usage(made)}
 
-    def _chunk(self, said: Any, reason: str | None = None, scored: list[Scored] | None = None) -> Event:
-        named = {"delta" if self.chat else "text": said}
+    def _chunk(self, content: Any, reason: str | None = None, scored: list[Scored] | None = None) -> Event:
+        named = {"delta" if self.chat else "text": content}
         return self._of(self._kind_of_chunk, [self._choice(named, reason, scored)])
 
     @property
@@ -175,9 +175,9 @@ class _Answer:
     def _of(self, kind: str, choices: list[Event]) -> Event:
         return {**self.head, "object": kind, "choices": choices}
 
-    def _choice(self, said: Event, reason: str | None, scored: list[Scored] | None) -> Event:
+    def _choice(self, content: Event, reason: str | None, scored: list[Scored] | None) -> Event:
         logprobs = None if scored is None else _chat_logprobs(scored) if self.chat else _logprobs(scored)
-        return {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": 0, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _reason(made: Written) -> str:
@@ -217,7 +217,7 @@ def _finite(likely: Likely) -> float:
 
 
 def _error(error: Exception) -> tuple[int, Event]:
-    status, event = told(error)
+    status, event = error_event(error)
     kind = "invalid_request_error" if status == 400 else "server_error"
     return status, _body(event["message"], kind, None, event["kind"])
 

@@ -1,7 +1,7 @@
-"""What a request of OpenAI's interface may say: read into one form, or refused by name.
+"""What a request of OpenAI's interface may hold: read into one form, or refused by name.
 
-Clients send much by default that asks for nothing: such a field is accepted where its value changes no answer, and
-refused where it asks for what this server does not have.
+Clients send much by default that asks for nothing: such a field is accepted if its value changes no answer, and
+refused if it asks for what this server does not have.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Sampled:
     stream_options: dict[str, Any] | None = None
 
     def writing(self, length: int) -> Writing:
-        """`length` is that of an answer where the request names none. Raises NPTError for a value out of range."""
+        """`length` is that of an answer if the request names none. Raises NPTError for a value out of range."""
         wanted = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         cold = 0 <= self.temperature < COLDEST  # clients write 1e-8 for servers that refuse 0
         return Writing(
@@ -112,7 +112,7 @@ class Sampled:
     @property
     def alternatives(self) -> int | None:
         """How many likeliest tokens are named at the place of each, beside its own log-probability; None for none of
-        this. Raises NPTError where it is out of range."""
+        this. Raises NPTError if it is out of range."""
         raise NotImplementedError
 
     @property
@@ -153,7 +153,7 @@ class Chat(Sampled):
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages as a chat template takes them. Raises NPTError where one is none."""
+        """The messages as a chat template takes them. Raises NPTError if one is none."""
         if not self.messages:
             raise NPTError("messages is empty")
         return [_message(m) for m in self.messages]
@@ -166,7 +166,7 @@ class Chat(Sampled):
 
 
 def read(form: type[Completion | Chat], data: Mapping[str, Any]) -> Completion | Chat:
-    """The request. Raises NPTError where it is malformed, or asks for what this server does not have."""
+    """The request. Raises NPTError if it is malformed, or asks for what this server does not have."""
     kind: Kind = "completion" if form is Completion else "chat"
     neutral, kept = {**NEUTRAL, **OF_ONE_KIND[kind]}, {}
     for name, value in data.items():
@@ -199,21 +199,22 @@ def _alternatives(kind: Kind, name: str, wanted: int) -> int:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Role, content and what else a message says. Raises NPTError where it has no role, or its content is no text."""
+    """Role, content and what else a message says. Raises NPTError if it has no role, or its content is no text."""
     role = message.get("role")
     if not isinstance(role, str) or not role.strip():
         raise NPTError(
             "a message has no role" if role in (None, "") else f"a role must be text, not {forms.shown(role)}"
         )
-    said = {k: v for k, v in message.items() if k not in ("role", "content", *CACHING) and v not in (None, "", [], {})}
-    if "tool_calls" in said:
-        said["tool_calls"] = _tool_calls(said["tool_calls"])
-    return {"role": role, "content": _content(role, message.get("content")), **said}
+    empty: tuple[Any, ...] = (None, "", [], {})
+    fields = {k: v for k, v in message.items() if k not in ("role", "content", *CACHING) and v not in empty}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"])
+    return {"role": role, "content": _content(role, message.get("content")), **fields}
 
 
 def _content(role: str, content: Any) -> str:
     """The text of a message, its parts joined."""
-    if content is None and role == "assistant":  # it called a tool, and said nothing
+    if content is None and role == "assistant":  # it called a tool without a text
         return ""
     if isinstance(content, str):
         return content

@@ -28,10 +28,10 @@ from ..editing.inject_options import Method
 from ..errors import CheckFailed, NPTError
 from ..studio import asking, forms, looking, teaching
 from ..studio import edit_table as ledger
-from .access import Door, Guard, is_loopback
-from .jobs import Busy, Desk, Stopped, Tell
+from .access import Access, Guard, is_loopback
+from .jobs import Busy, JobQueue, Stopped, Tell
 from .openai import OpenAI
-from .stream import answer, event_line, events, finished, stream, told
+from .stream import answer, error_event, event_line, events, finished, stream
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -49,26 +49,26 @@ EXAMPLES = {
 
 
 class Studio:
-    """The endpoints that the page uses, each a function of the workspace done at the desk."""
+    """The endpoints that the page uses, each a function of the workspace that runs as a job."""
 
     def __init__(self, ws: Workspace, exports: Path):
         self.ws, self.exports = ws, exports
         self.packed: dict[str, Path] = {}
-        self._desk: Desk | None = None
+        self._jobs: JobQueue | None = None
         self._listed: tuple[tuple[Edit, ...], tuple[str, ...], dict[str, Any]] | None = None
 
     @property
-    def desk(self) -> Desk:
-        assert self._desk is not None, "the desk is there from the start of the application to its end"
-        return self._desk
+    def jobs(self) -> JobQueue:
+        assert self._jobs is not None, "the queue exists from the start of the application to its end"
+        return self._jobs
 
     @asynccontextmanager
     async def open(self, app: Starlette) -> AsyncIterator[None]:
-        self._desk = Desk()
+        self._jobs = JobQueue()
         try:
             yield
         finally:
-            await self.desk.close()
+            await self.jobs.close()
 
     # --- endpoints -------------------------------------------------------------------------------------------------
 
@@ -80,23 +80,23 @@ class Studio:
 
     async def board(self, request: Request) -> Response:
         async def lines() -> AsyncIterator[str]:
-            async for state in self.desk.board.read():
+            async for state in self.jobs.board.read():
                 yield event_line(state)
 
         return events(lines())
 
     async def stop(self, request: Request) -> Response:
-        self.desk.stop()
+        self.jobs.stop()
         return answer({})
 
     async def ask(self, request: Request) -> Response:
         form = await self._form(request, asking.Ask)
-        return stream(self.desk.submit("answering", lambda tell: asking.ask(self.ws, form, tell)))
+        return stream(self.jobs.submit("answering", lambda tell: asking.ask(self.ws, form, tell)))
 
     async def teach(self, request: Request) -> Response:
         form = await self._form(request, teaching.Teach)
         _ = form.facts, form.options  # bad input is answered at once
-        return stream(self.desk.submit("teaching", lambda tell: teaching.teach(self.ws, form, tell), changes=True))
+        return stream(self.jobs.submit("teaching", lambda tell: teaching.teach(self.ws, form, tell), changes=True))
 
     async def edits(self, request: Request) -> Response:
         return await self._done(request, "asking the edits again", self._table)
@@ -138,7 +138,7 @@ class Studio:
             self.packed[number] = packed
             return {"report": report, "file": packed.name, "address": f"/api/exports/{number}"}
 
-        return stream(self.desk.submit("exporting", work))
+        return stream(self.jobs.submit("exporting", work))
 
     async def exported(self, request: Request) -> Response:
         if (file := self.packed.get(request.path_params["number"])) is None:
@@ -159,16 +159,16 @@ class Studio:
         return forms.read(form, forms.parse(await request.body()))
 
     async def _done(self, request: Request, what: str, work: Callable[[], Any], changes: bool = False) -> Response:
-        return answer(await finished(request, self.desk.submit(what, lambda tell: work(), changes)))
+        return answer(await finished(request, self.jobs.submit(what, lambda tell: work(), changes)))
 
 
-def application(ws: Workspace, door: Door, exports: Path) -> Starlette:
+def application(ws: Workspace, access: Access, exports: Path) -> Starlette:
     """The whole server but for its sockets. `exports` is an empty folder for what is made to be fetched."""
     studio = Studio(ws, exports)
-    openai = OpenAI(ws, lambda: studio.desk)
+    openai = OpenAI(ws, lambda: studio.jobs)
 
     def refused(request: Request, error: Exception) -> Response:
-        status, event = told(error)
+        status, event = error_event(error)
         return answer({"error": event}, status)
 
     routes = [
@@ -195,7 +195,7 @@ def application(ws: Workspace, door: Door, exports: Path) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, door=door)],
+        middleware=[Middleware(Guard, access=access)],
         exception_handlers=dict.fromkeys((NPTError, CheckFailed, Stopped, Busy, Exception), refused),
         lifespan=studio.open,
     )
@@ -224,12 +224,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         studio: Studio = self.app.state.studio
-        await studio.desk.close()
+        await studio.jobs.close()
         await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on which requests wait from now on. Raises NPTError where there can be none."""
+    """A socket on which requests wait from now on. Raises NPTError if there can be none."""
     if not host.strip():
         raise NPTError("the host is empty; leave --host out, or name an address of this machine")
     if not 0 <= port < 65536:
@@ -242,28 +242,28 @@ def listen(host: str, port: int) -> socket.socket:
         raise NPTError(f"cannot listen on {host}, port {port}: {why}; choose another --host or --port") from None
 
 
-def serve(ws: Workspace, sock: socket.socket, door: Door) -> None:
+def serve(ws: Workspace, sock: socket.socket, access: Access) -> None:
     """Serves until it is interrupted or terminated; then stops what is being worked on and leaves the workspace
     whole."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="npt-studio-") as exports:
-        server = Server(application(ws, door, Path(exports)))
+        server = Server(application(ws, access, Path(exports)))
         with suppress(KeyboardInterrupt):  # uvicorn has shut down, and raises again what it was sent
             server.run(sockets=[sock])
         note("npt: the studio is closed")
 
 
-def door_for(host: str, token: str | None) -> Door:
-    """A door that needs no token at this machine itself, and elsewhere the one given, or a new one."""
+def access_for(host: str, token: str | None) -> Access:
+    """Access without a token at this machine itself, and elsewhere with the one given, or a new one."""
     if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{8,}", token):
         raise NPTError("a token has at least 8 letters, digits, dashes and underscores")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-    return Door(host.lower(), token)
+    return Access(host.lower(), token)
 
 
-def address(door: Door, sock: socket.socket) -> str:
+def address(access: Access, sock: socket.socket) -> str:
     """What to open in a browser."""
     port = sock.getsockname()[1]
-    host = f"[{door.host}]" if ":" in door.host else door.host
-    return f"http://{host}:{port}/" + (f"?token={door.token}" if door.token else "")
+    host = f"[{access.host}]" if ":" in access.host else access.host
+    return f"http://{host}:{port}/" + (f"?token={access.token}" if access.token else "")

@@ -1,4 +1,4 @@
-"""Answers to requests: JSON, and events as the browser reads them while work goes on."""
+"""Answers to requests: JSON, and events as the browser reads them while a job runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def answer(data: Any, status: int = 200) -> Response:
     return Response(as_json(_finite(data)), status, media_type="application/json")
 
 
-def told(error: Exception) -> tuple[int, Event]:
-    """What a page is told of an error: the HTTP status, and an event."""
+def error_event(error: Exception) -> tuple[int, Event]:
+    """What a page is sent for an error: the HTTP status, and an event."""
     status, kind = next((s for e, s in STATUS.items() if isinstance(error, e)), (500, "failed"))
     message = str(error) if status != 500 else f"this went wrong, and is a bug: {type(error).__name__}: {error}"
     return status, {"type": "error", "kind": kind, "message": message}
@@ -42,7 +42,7 @@ def stream(job: Job) -> Response:
             async for event in job.events():
                 yield event_line(event)
             done = {"type": "result", "result": job.value}
-            yield event_line(done if job.error is None else told(job.error)[1])
+            yield event_line(done if job.error is None else error_event(job.error)[1])
         finally:
             job.stop()
 
@@ -58,7 +58,7 @@ def events(lines: AsyncIterator[str]) -> Response:
 
 
 async def finished(request: Request, job: Job) -> Any:
-    """The result of the work, which is stopped where the client leaves. Raises what the work raised."""
+    """The result of the work, which is stopped if the client leaves. Raises what the work raised."""
     waiting, gone = asyncio.ensure_future(job.result()), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import progress
 from ..editing.fact import Fact, asked, fact_of
 from ..editing.inject_options import InjectOptions
-from ..editing.recall import Asked
+from ..editing.recall import Query
 from ..errors import NPTError
 from ..files import lines_of
 from ..text.tokens import context_length
@@ -45,7 +45,7 @@ class Teach(InjectOptions):
 
     @property
     def facts(self) -> list[Fact]:
-        """Raises NPTError where the fields do not go together."""
+        """Raises NPTError if the fields do not go together."""
         if (self.statement is None) == (self.question is None):
             raise NPTError("give a statement, or a question and its answer")
         if self.question is not None:
@@ -97,7 +97,7 @@ class Around:
         if not (self.paraphrases or self.neighbours):
             return {"paraphrases": [], "neighbours": []}
         questions = [self._question(p) for p in (*self.paraphrases, *self.neighbours)]
-        recalled = self.ws.engine.recall([Asked(q + self.answer, q, self.answer) for q in questions])
+        recalled = self.ws.engine.recall([Query(q + self.answer, q, self.answer) for q in questions])
         found: list[dict[str, Any]] = []
         with progress("asking paraphrases and neighbours") as step:
             for q, r in zip(questions, recalled, strict=True):
@@ -107,11 +107,11 @@ class Around:
         return {"paraphrases": found[: len(self.paraphrases)], "neighbours": found[len(self.paraphrases) :]}
 
     def _question(self, line: str) -> str:
-        """What comes before the answer, where the line ends with it; else the line."""
+        """What comes before the answer, if the line ends with it; else the line."""
         if not line.strip():
             raise NPTError("a paraphrase or neighbour is empty")
-        said = line.rstrip().rstrip(".!?")
-        question = said.removesuffix(self.answer) if said.endswith(self.answer) else line.rstrip()
+        stated = line.rstrip().rstrip(".!?")
+        question = stated.removesuffix(self.answer) if stated.endswith(self.answer) else line.rstrip()
         length = len(self.ws.tokens(question + self.answer)) + NEIGHBOUR_TOKENS
         if length > (room := context_length(self.ws.model)):
             raise NPTError(f"a paraphrase or neighbour and its answer have {length} tokens; the model reads {room}")

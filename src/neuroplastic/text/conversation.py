@@ -21,9 +21,9 @@ Message = Mapping[str, Any]
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
 ) -> str:
-    """The text of a conversation, up to where the model goes on. `variables` are for the template.
+    """The text of a conversation, up to where the model continues it. `variables` are for the template.
 
-    Raises NPTError where the model has no chat template, or it does not take these messages or variables.
+    Raises NPTError if the model has no chat template, or it does not take these messages or variables.
     """
     if not tokenizer.chat_template:
         raise NPTError("the model has no chat template: it is made to continue text, not to converse")
@@ -42,7 +42,7 @@ def render(
 def refuse_left_out(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises NPTError, naming the field, where the template would leave out a part of a message: where the
+    """Raises NPTError, naming the field, if the template would leave out a part of a message: where the
     conversation reads the same without it."""
     whole = render(tokenizer, messages, variables)
     shown = _shown(tokenizer, messages, variables)

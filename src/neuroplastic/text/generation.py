@@ -1,4 +1,4 @@
-"""How a model goes on from a prompt, token by token: told as it is written, and stopped where it should end."""
+"""How a model continues a prompt, token by token: streamed as it is written, and stopped where it should end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNFINISHED, BYTES = "�", 3  # what a character decodes to while some of its by
 
 @dataclass(frozen=True)
 class Writing:
-    """How a continuation is written. Raises NPTError where a setting is out of range."""
+    """How a continuation is written. Raises NPTError if a setting is out of range."""
 
     max_new_tokens: int = 32
     """Length at which it ends at the latest."""
@@ -44,7 +44,7 @@ class Writing:
     """Of the draws; None for others every time."""
 
     stop: tuple[str, ...] = ()
-    """The text ends in front of the first of these."""
+    """The text ends before the first of these."""
 
     top_k: int = 0
     """Draw from this many of the likeliest tokens; 0 for all."""
@@ -97,10 +97,10 @@ def write(
     tell: Tell = lambda piece: None,
     scores: Scores | None = None,
 ) -> Written:
-    """Goes on from `ids`, with the model in the mode that it is in. The pieces told, joined, are the text; `scores` is
-    given the log-probability of every token, before the piece is told that it is in.
+    """Continues `ids`, with the model in the mode that it is in. The pieces given to `tell`, joined, are the text;
+    `scores` is given the log-probability of every token, before `tell` gets the piece with that token.
 
-    Raises NPTError where prompt and continuation do not fit into the model's context.
+    Raises NPTError if prompt and continuation do not fit into the model's context.
     """
     if len(ids) + how.max_new_tokens > (room := context_length(model)):
         raise NPTError(
@@ -127,7 +127,7 @@ def write(
     new = out[0, len(ids) :]
     teller.finish()
     ended = teller.stopped or len(new) < how.max_new_tokens or int(new[-1]) in _ends(model)
-    return Written(teller.told, ended, len(ids), len(new))
+    return Written(teller.sent, ended, len(ids), len(new))
 
 
 def generate(
@@ -136,7 +136,7 @@ def generate(
     """The model's own `generate` on prompts (N, T), which obeys these settings and nothing else. `processors` see the
     logits before each token is chosen.
 
-    Raises NPTError where the model's logits are not finite numbers.
+    Raises NPTError if the model's logits are not finite numbers.
     """
     watching = [_finite, *processors]
     with own_settings_ignored(model):
@@ -167,12 +167,12 @@ def own_settings_ignored(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Teller:
-    """Asked behind every token whether to stop; tells what is new of the text, except what may still change: a
+    """A stopping criterion, called after every token. It tells what is new of the text, except what may still change: a
     character without all of its bytes, and what may be the beginning of a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, stop: Sequence[str], tell: Tell):
         self.tokenizer, self.start, self.stop, self.tell = tokenizer, start, stop, tell
-        self.told = self.text = ""
+        self.sent = self.text = ""
         self.stopped = False
 
     def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -195,8 +195,8 @@ class _Teller:
         return max(unfinished, *beginnings, 0)
 
     def _tell(self, text: str) -> None:
-        if len(text) > len(self.told):
-            piece, self.told = text[len(self.told) :], text
+        if len(text) > len(self.sent):
+            piece, self.sent = text[len(self.sent) :], text
             self.tell(piece)
 
 

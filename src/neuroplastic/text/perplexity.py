@@ -32,7 +32,7 @@ def perplexity(model: PreTrainedModel, text: Tensor, batch_size: int = 4) -> flo
 
 
 def exp_of_nats(nats: float) -> float:
-    """A perplexity, from nats per token. Raises NPTError where it is no number or beyond the largest one."""
+    """A perplexity, from nats per token. Raises NPTError if it is no number or beyond the largest one."""
     if not nats < math.log(sys.float_info.max):
         raise NPTError(
             f"perplexity on ordinary text is no finite number ({nats:.3g} nats per token): the model's weights are "

@@ -1,4 +1,4 @@
-"""How likely a model finds what texts go on with: the one reader of answers, and the one maker of batches."""
+"""How likely a model finds the continuations of texts: the one reader of answers, and the one maker of batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 32
 """Rows read at once."""
 COST_OF_A_BATCH = 64
-"""What a batch costs beside its tokens, in tokens."""
+"""Cost of a batch beside its tokens, in tokens."""
 Row = tuple[int, ...]
 
 
@@ -42,8 +42,8 @@ class Score(NamedTuple):
 def score(model: PreTrainedModel, continuations: Sequence[Continuation]) -> list[Score]:
     """Each continuation under teacher forcing, by the model in the mode that it is in.
 
-    Read in padded batches of like length. What another row begins with is read off that one: a causal model reads the
-    two alike, and both answers to a question often are.
+    They are read in padded batches of similar length. A row that another row begins with is not read by itself, because
+    a causal model reads the two alike; both answers to a question are often such rows.
     """
     needed = [(*c.read, *c.wanted[:-1]) for c in continuations]
     longest = longest_rows(needed)
@@ -75,7 +75,7 @@ def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:
     """Each row, and one that begins with it and is the beginning of no other."""
     found: dict[Row, Row] = {}
     last: Row = ()
-    # in alphabetical order a row stands right before those that begin with it
+    # in alphabetical order a row comes right before those that begin with it
     for row in sorted(set(rows), reverse=True):
         found[row] = found[last] if last[: len(row)] == row else row
         last = row

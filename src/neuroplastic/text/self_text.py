@@ -89,7 +89,7 @@ def random_words(
 
     def is_word(
         token: int,
-    ) -> bool:  # decoded behind another one: at the front, some tokenizers drop the space
+    ) -> bool:  # decoded after another one, because some tokenizers drop a space at the beginning
         shown = str(tokenizer.decode([*before, token]))[1:]
         return token not in special and re.fullmatch(pattern, shown) is not None
 

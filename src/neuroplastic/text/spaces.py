@@ -27,7 +27,7 @@ Tibetan, Burmese and Khmer."""
 
 
 def writes_no_spaces(text: str, last: bool = True) -> bool:
-    """Whether the last letter of `text` (the first, where not `last`) is of a script without spaces between words."""
+    """Whether the last letter of `text` (the first, if not `last`) is of a script without spaces between words."""
     letters = reversed(text) if last else iter(text)
     found = next((c for c in letters if c.isalpha()), "")
     return UNSPACED.match(found) is not None
@@ -40,7 +40,7 @@ def mostly_unspaced(text: str) -> bool:
 
 
 def continuing(question: str, answer: str) -> str:
-    """`answer` as it is written after `question`: with a space before it, and with none where the question ends in a
+    """`answer` as it is written after `question`: with a space before it, and with none if the question ends in a
     script that writes no spaces between words."""
     ends = question.rstrip()[-1:]
     joined = UNSPACED.match(ends) or (writes_no_spaces(question) and writes_no_spaces(answer, last=False))

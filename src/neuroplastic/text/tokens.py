@@ -26,8 +26,8 @@ CONTEXT_TO_DECODE = 64
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that opens every sequence, and takes the attention sink upon itself.
 
-    The BOS token where the tokenizer itself puts it in front of text, else the token between documents
-    (<|endoftext|>), else whatever BOS or EOS there is. Raises NPTError where there is none of these.
+    It is the BOS token if the tokenizer itself begins texts with it, else the token between documents (<|endoftext|>),
+    else whatever BOS or EOS there is. Raises NPTError if there is none of these.
     """
     bos = tokenizer.bos_token_id
     ids = tokenizer("a").input_ids
@@ -49,7 +49,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def require_finite(logits: Tensor) -> None:
-    """Raises NPTError where a model's logits (..., vocabulary) are no numbers, as in a dtype too narrow for it."""
+    """Raises NPTError if a model's logits (..., vocabulary) are no numbers, as in a dtype too narrow for it."""
     if not bool(logits.amax(-1).isfinite().all()):  # single tokens may be ruled out by -inf
         raise NPTError(
             f"the model's logits are not finite numbers in {str(logits.dtype).removeprefix('torch.')}: its values "
@@ -61,8 +61,8 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
     """The tokens of `before`, and those of `text` as it continues it: together exactly the tokens of `before + text`.
 
     The two are encoded as one text and cut where the tokens cease to be those of `before` alone. A tokenizer that puts
-    a mark in front of every text (SentencePiece) so puts none in front of `text`. Where a token spans the border, it
-    belongs to `text`: it cannot be known before that is. Raises NPTError for a `text` that has no token.
+    a mark before every text (SentencePiece) so puts none before `text`. A token that spans the border belongs to
+    `text`, because it is not known before `text` is. Raises NPTError for a `text` that has no token.
     """
     ids = encode(tokenizer, before + text)
     border = _shared(ids, encode(tokenizer, before))
@@ -84,7 +84,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) 
 def tokens_through(tokenizer: PreTrainedTokenizerBase, text: str, end: int) -> int:
     """The number of tokens of `text` that hold its first `end` characters, without spaces at their end.
 
-    A space before a word is part of the word's token. Where a token goes on across `end`, it counts.
+    A space before a word is part of the word's token. A token that continues beyond `end` counts.
     """
     begins, ids = text[:end].rstrip(), encode(tokenizer, text)
     alone = encode(tokenizer, begins)

@@ -60,10 +60,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> bool:
-    """Whether a training has begun in `folder`. Raises NPTError where it is another one, or not to be gone on with."""
+    """Whether a training has begun in `folder`. Raises NPTError if it is another one, or must not be continued."""
     found = checkpoints(folder)
     if found and not resume:
-        raise NPTError(f"{folder} holds a training already; go on with it by --resume, or choose another folder")
+        raise NPTError(f"{folder} holds a training already; continue it with --resume, or choose another folder")
     if found:
         _check_same(found[-1], read_tensors(found[-1])[1], json.loads(json.dumps(dict(settings))))
     return bool(found)
@@ -75,8 +75,8 @@ def _check_same(path: Path, metadata: Mapping[str, Any], settings: Mapping[str, 
         known = then if isinstance(then, dict) else {}
         changed = [k for k in {**known, **settings} if known.get(k) != settings.get(k)]
         raise NPTError(
-            f"{path.parent} holds a training with another {', '.join(changed)}; give the same settings to go on with "
-            "it, or another folder to begin anew"
+            f"{path.parent} holds a training with another {', '.join(changed)}; give the same settings to continue it, "
+            "or another folder to begin anew"
         )
 
 
@@ -85,7 +85,7 @@ def load_checkpoint(
 ) -> tuple[Progressed, dict[str, Tensor]]:
     """Puts a checkpoint back; returns how far it had come, and what the task kept.
 
-    Raises NPTError, with nothing changed, where the file is damaged or belongs to a training with other settings.
+    Raises NPTError, with nothing changed, if the file is damaged or belongs to a training with other settings.
     """
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "checkpoint" or metadata.get("format") != FORMAT:

@@ -63,7 +63,7 @@ def suitable(topics: Sequence[Topic]) -> list[Topic]:
 
 
 def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[Topic], folder: Path) -> Examples:
-    """Targets of these topics. Kept in `folder` batch by batch, so that a search that was cut off goes on; under a name
+    """Targets of these topics. Kept in `folder` batch by batch, so that an interrupted search continues; under a name
     made of the model, the topics and what is read, so that another search finds nothing of this one."""
     config, model, tokenizer = injector.config, engine.model, engine.tokenizer
     searched = json.dumps([engine.sha256, config.layers, config.depths, config.reads, [astuple(t) for t in topics]])
@@ -87,8 +87,8 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
             rows, owner = rows_of(tokenizer, facts, prefix)
             reader = Reader(model, parts, ("down",), rows)
             targets = find_targets(reader, owner, how.max_steps, how.step_length, how.target_probability)
-            told = [encode_after(tokenizer, f.question, f.answer) for f in facts]
-            x = mean_answer(read_statements(model, tokenizer, config, told))
+            statements = [encode_after(tokenizer, f.question, f.answer) for f in facts]
+            x = mean_answer(read_statements(model, tokenizer, config, statements))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
             some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())
             write_tensors(path, some._asdict(), {"kind": "examples"})
@@ -131,15 +131,15 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     held = torch.arange(len(x)) % 10 == 9
 
     def cosine(lam: float) -> float:
-        told = ridge(x[~held], u[~held], p[~held], lam)(x[held])
-        each = torch.nn.functional.cosine_similarity(told.unflatten(1, (-1, config.d_model)),
+        predicted = ridge(x[~held], u[~held], p[~held], lam)(x[held])
+        each = torch.nn.functional.cosine_similarity(predicted.unflatten(1, (-1, config.d_model)),
                                                      u[held].unflatten(1, (-1, config.d_model)), dim=-1)  # fmt: skip
         return float((each.mean(1) * p[held]).sum() / p[held].sum())
 
     best = max(LAMBDAS, key=cosine)
     fit = ridge(x, u, p, best)
-    told = (x - fit.offset) @ fit.W
-    V = torch.linalg.svd(told, full_matrices=False).Vh[: config.straight]  # [rank, L * d]
+    predicted = (x - fit.offset) @ fit.W
+    V = torch.linalg.svd(predicted, full_matrices=False).Vh[: config.straight]  # [rank, L * d]
     rank = len(V)
     code = fit.W @ V.T  # [D, rank]
     spread = ((x - fit.offset) @ code).square().mean(0).sqrt() + 1e-9

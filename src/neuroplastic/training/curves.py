@@ -59,5 +59,5 @@ def write_report(folder: Path, log: Sequence[Mapping[str, Any]], settings: Mappi
 
 
 def _column(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """A gap where a step did not log it."""
+    """A gap if a step did not log it."""
     return [e.get(name, float("nan")) for e in log]

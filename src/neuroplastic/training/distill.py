@@ -3,7 +3,7 @@
     L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
       + fidelity_weight  KL(base || plastic)
       + reg_weight       mean over layers and sites of |dW|_F^2, or of the squares of the modulation vectors
-      + gate_weight      max(0, mean gate - gate_open), where generators have gates
+      + gate_weight      max(0, mean gate - gate_open), if generators have gates
 
 In the teacher stage every layer is fed what the pretrained layers see: one frozen forward gives inputs and targets of
 all layers, each learns on its own, and no gradient crosses a layer; there are no logits to compare. Where many layers
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FEW_LAYERS = 6
-"""So many learn from every token unless settings say otherwise: the frozen forward is most of the work."""
+"""Up to this number of layers learn from every token by default: the frozen forward pass is most of the work."""
 EVERY = 4
-"""More learn from every so-manieth: neighbouring tokens say much the same, and what is saved is another step."""
+"""With more layers, each learns from every Nth token: neighbouring tokens are much alike, and steps are faster."""
 LOOKED_AT = 16
-"""Each so-manieth token serves for what is only logged."""
+"""Every Nth token serves for what is only logged."""
 
 
 class Distillation(nn.Module):
@@ -49,7 +49,7 @@ class Distillation(nn.Module):
         super().__init__()
         plastic = learnable_layers(model)
         self.generators = nn.ModuleDict({str(i): p.generator for i, p in plastic.items()})
-        # behind plain objects: the model's weights are not trained, saved or synchronised
+        # held by plain objects: the model's weights are not trained, saved or synchronised
         self._model, self.plastic = [model], plastic
         self.settings = settings
         self.power: dict[int, Tensor] = {}

@@ -1,24 +1,26 @@
-"""Training an injector: what it makes permanent must answer the question later, alone and in a crowd.
+"""Training an injector: its edits must answer their questions later, as single edits and in joint batches.
 
-Each lesson is told; the injector proposes dW; with it applied, and no context, the frozen model is asked:
+The injector reads the statement of each lesson and proposes dW. With it applied, and no context, the frozen model is
+asked:
 
-    L =   mean over what is asked of  max(0, log enough - log p(answer) / tokens)     it sticks, in other wordings too
-        + beta_near KL(base || edited)  on a neighbour's answer,                      neighbours stay,
-                                        and on what follows behind this one's         and it is not said again and again
-        + beta_text KL(base || edited)  on ordinary text                              so does everything else
-        + beta_drift 100 D              so does everything else with a hundred edits in place, as predicted
-        + beta_key  (- log alpha at the subject's last token)                         where a lesson says what that is
+    L =   mean over questions of  max(0, log enough - log p(answer) / tokens)    reliability, and in other wordings
+                                                                                 generality
+        + beta_near KL(base || edited)  on a neighbour's answer,                 locality,
+                                        and on what follows this answer          and no repetition of the answer
+        + beta_text KL(base || edited)  on ordinary text                         ordinary text stays as it is,
+        + beta_drift 100 D                                                       also with a hundred edits, as predicted
+        + beta_key  (- log alpha at the subject's last token)                    if the lesson gives a subject
 
 with D what one edit costs ordinary text to second order, in nats per token: 1/2 sum_l (a_l^T C_l a_l) (v_l^T F_l v_l),
-F_l the Fisher information of what the projection gives (calibration/sensitivity.py). It is below what reading text
-shows, for the tokens that answer most are the most sensitive ones, but has no noise, and says which directions are
-cheap.
+F_l the Fisher information of what the projection gives (calibration/sensitivity.py). It is smaller than the cost
+measured on text, because the tokens that answer most are the most sensitive ones, but it has no noise, and shows which
+directions are cheap.
 
-Every second step the batch is not applied one edit at a time, but together with up to some hundred proposals from
-earlier steps, solved together as the ledger does (editing/together.py): edits that are never trained in company do not
-compose. Gradients reach the batch's own values alone; as they are a small part of what disturbs ordinary text, the KL
-there is weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits, up to a bound.
-Crowds grow as training goes on.
+In every second step the batch is not applied one edit at a time, but solved jointly with up to some hundred proposals
+from earlier steps, as the ledger does (editing/joint_solve.py): edits that are never trained jointly do not compose.
+Gradients reach the batch's own values alone. As they are a small part of what disturbs ordinary text, the KL there is
+weighted by (all edits) / (edits of the batch), which makes its gradient that of all edits, up to a bound. The joint
+batches grow in the course of training.
 
 Nothing is ever added to a weight in training: v (a . z) is added to what the down projections give.
 """
@@ -44,7 +46,7 @@ from ..capture import adding
 from ..console import progress
 from ..editing.engine import EditableModel
 from ..editing.injector import Injector, Proposal, Subject, read_statements
-from ..editing.joint_solve import solve_together
+from ..editing.joint_solve import joint_rows
 from ..structure import projection
 from ..surgery import mode
 from ..text.scoring import batches_of_like_length
@@ -57,11 +59,11 @@ Added = Callable[[int, Tensor], Tensor]
 Applied = Callable[[Sequence[int]], Added]
 """(the owners of a batch's R rows) -> what is added while they are read"""
 LARGEST_SHARE = 8.0
-"""What a crowd's KL on ordinary text is weighted by, at most"""
-CROWD = 100
-"""Edits whose predicted cost on ordinary text is kept small"""
+"""Largest weight of a joint batch's KL on ordinary text"""
+PREDICTED_EDITS = 100
+"""Number of edits whose predicted cost on ordinary text is kept small"""
 FISHER_ROWS, FISHER_LENGTH = 112, 64
-"""Text that it is predicted from"""
+"""Rows of text that it is predicted from, and tokens of each"""
 LARGEST_LOSS = 15.0
 """nats; a token that is less likely than that pulls no harder"""
 
@@ -73,13 +75,13 @@ class Row:
     ids: list[int]
     at: list[int]
     owner: int
-    """the edit that acts on it, where each acts alone"""
+    """the edit that acts on it, if each acts alone"""
     wanted: tuple[int, ...] = ()
-    """the tokens that should follow at these positions; none where what the base says should stay"""
+    """the tokens that should follow at these positions; none if the base's predictions should stay"""
 
 
 class Injection:
-    """The task: an injector for the model behind `engine`."""
+    """The task: an injector for the model of `engine`."""
 
     name = "injector"
 
@@ -106,7 +108,7 @@ class Injection:
             with mode(self.model, "standard"), progress("measuring how sensitive ordinary text is") as see:
                 F = fisher_information(self.model, downs, engine.text[0][:FISHER_ROWS, :FISHER_LENGTH], see, seed)
             self.fisher = torch.stack([F[i] for i in c.layers])
-        self.crowd = _Crowd(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)
+        self.earlier = _EarlierEdits(max(settings.crowds) + settings.batch_size, len(c.layers), c.d_ffn, c.d_model)
         self._made: list[_Made] = []
 
     # --- a step ------------------------------------------------------------------------------------------------------
@@ -120,55 +122,55 @@ class Injection:
             if step < s.keys_first:
                 key = self._key(lessons, found)
                 return {"loss": key + 0 * found.V.sum(), "key": key}  # every parameter has a gradient
-            crowded = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
+            joint = step >= s.alone_first and step % s.crowd_every == s.crowd_every - 1
             others = None
-            if crowded:
-                drawn = self.crowd.draw(rng, rng.choice(s.crowds_at(step)), [x.subject for x in lessons])
+            if joint:
+                drawn = self.earlier.draw(rng, rng.choice(s.crowds_at(step)), [x.subject for x in lessons])
                 others = None if drawn is None else [t.to(found.V) for t in drawn]
             asked = [self._question(q, x.answer, i, rng) for i, x in enumerate(lessons) for q in x.asked]
             near = [self._kept(*x.neighbour, i) for i, x in enumerate(lessons) if x.neighbour is not None]
             near = rng.sample(near, min(len(near), s.near_rows))
-            behind = rng.sample(range(len(lessons)), min(len(lessons), s.behind_rows))
-            near += [self._behind(lessons[i].asked[-1], lessons[i].answer, i) for i in behind]
+            chosen = rng.sample(range(len(lessons)), min(len(lessons), s.behind_rows))
+            near += [self._after_answer(lessons[i].asked[-1], lessons[i].answer, i) for i in chosen]
             texts = [self._text(rng, i % len(lessons)) for i in range(s.text_rows)]
             size = len(lessons) + (0 if others is None else len(others[0]))
             with torch.no_grad():
                 before = self._read([*near, *texts])
-            applied = alone(found) if others is None else self._together(found, *others)
-            said = self._read([*asked, *near, *texts], applied)
-        losses = {"answer": _unlikely(asked, said, s.enough), "key": self._key(lessons, found)}
+            applied = alone(found) if others is None else self._jointly(found, *others)
+            logprobs = self._read([*asked, *near, *texts], applied)
+        losses = {"answer": _unlikely(asked, logprobs, s.enough), "key": self._key(lessons, found)}
         n = sum(len(r.at) for r in asked)
-        kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
+        kl = kl_div(logprobs[n:], before, log_target=True, reduction="none").sum(-1)
         split = sum(len(r.at) for r in near)
         share = size / len(lessons)
-        losses["near"] = kl[:split].mean() if near else said.new_zeros(())
+        losses["near"] = kl[:split].mean() if near else logprobs.new_zeros(())
         losses["loss"] = losses["answer"] + s.beta_key * losses["key"] + s.beta_near * min(share, 4.0) * losses["near"]
         losses["text"] = kl[split:].mean()
         losses["loss"] = losses["loss"] + s.beta_text * min(share, LARGEST_SHARE) * losses["text"]
         if self.fisher is not None:
-            losses["drift"] = CROWD * self._drift(found)
+            losses["drift"] = PREDICTED_EDITS * self._drift(found)
             losses["loss"] = losses["loss"] + s.beta_drift * losses["drift"]
-        crowd = found.V.new_tensor(size if crowded else 0)
-        return losses | {"crowd": crowd, "norm": found.V.norm(dim=-1).mean()}
+        in_place = found.V.new_tensor(size if joint else 0)
+        return losses | {"crowd": in_place, "norm": found.V.norm(dim=-1).mean()}
 
     def after(self, step: int) -> None:
         made, self._made = self._made, []
         if step >= self.settings.keys_first:
-            for some in gather_object(made):  # every process has the same crowd
-                self.crowd.add(*some)
+            for some in gather_object(made):  # every process has the same earlier edits
+                self.earlier.add(*some)
 
     def kept(self) -> dict[str, Tensor]:
-        return self.crowd.state()
+        return self.earlier.state()
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        self.crowd.load(kept)
+        self.earlier.load(kept)
 
     # --- measured ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, Any]:
-        """On held-out topics: share of the answers of which every token is the likeliest, on the wording told and on
-        another, each edit alone and all of them together; and the KL divergences, nats."""
+        """On held-out topics: share of the answers of which every token is the likeliest, for the statement's wording
+        (`told`) and another one (`asked`), each edit alone and in one joint batch; and the KL divergences, in nats."""
         if not self.held:
             return {}
         rng = random.Random(self.seed)
@@ -184,15 +186,15 @@ class Injection:
             texts = [self._text(rng, i % len(lessons)) for i in range(16)]
             before = self._read([*near, *texts])
             result: dict[str, Any] = {"facts": len(lessons)}
-            for name, applied in (("alone", alone(found)), ("together", self._together(found))):
-                said = self._read([*asked, *near, *texts], applied)
+            for name, applied in (("alone", alone(found)), ("together", self._jointly(found))):
+                logprobs = self._read([*asked, *near, *texts], applied)
                 n, split = sum(len(r.at) for r in asked), sum(len(r.at) for r in near)
-                right = [s.argmax(-1).tolist() for s in said[:n].split([len(r.at) for r in asked])]
-                told = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
-                kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
+                right = [s.argmax(-1).tolist() for s in logprobs[:n].split([len(r.at) for r in asked])]
+                right_rows = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
+                kl = kl_div(logprobs[n:], before, log_target=True, reduction="none").sum(-1)
                 result[name] = {
-                    "told": sum(told[::2]) / len(told[::2]),
-                    "asked": sum(told[1::2]) / len(told[1::2]),
+                    "told": sum(right_rows[::2]) / len(right_rows[::2]),
+                    "asked": sum(right_rows[1::2]) / len(right_rows[1::2]),
                     **({"near_kl": kl[:split].mean().item()} if near else {}),
                     "text_kl": kl[split:].mean().item(),
                 }
@@ -201,18 +203,18 @@ class Injection:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     def _statement(self, lesson: Lesson) -> tuple[list[int], list[int]]:
-        return encode_pair(self.tokenizer, lesson.told, lesson.answer)
+        return encode_pair(self.tokenizer, lesson.statement, lesson.answer)
 
     def _propose(self, module: nn.Module, lessons: Sequence[Lesson]) -> Proposal:
-        """What the injector, through a module that may be wrapped, asks for."""
-        told = [self._statement(x) for x in lessons]
-        reading = read_statements(self.model, self.tokenizer, self.injector.config, told)
+        """The updates that the injector proposes, through a module that may be wrapped."""
+        statements = [self._statement(x) for x in lessons]
+        reading = read_statements(self.model, self.tokenizer, self.injector.config, statements)
         # a key at a token that is everywhere would be most of what disturbs ordinary text
         subjects = [None if at is None else Subject(at, at, True) for at in map(self._subject, lessons)]
         return self.injector.propose(reading, self.engine.whitening, module, subjects)
 
     def _key(self, lessons: Sequence[Lesson], found: Proposal) -> Tensor:
-        """- log alpha at the last token of each subject that stands in what is told; 0 where none does."""
+        """- log alpha at the last token of each subject that is in its lesson's statement; 0 if none is."""
         known = [(i, at) for i, at in enumerate(map(self._subject, lessons)) if at is not None]
         if not known:
             return found.V.new_zeros(())
@@ -228,15 +230,15 @@ class Injection:
         return 0.5 * (acts * costs).sum(1).mean()
 
     def _subject(self, lesson: Lesson) -> int | None:
-        """The position of the subject's last token, where it is known and stands in what is told."""
-        begins = -1 if lesson.subject is None else lesson.told.rfind(lesson.subject)
+        """The position of the subject's last token; None if it is unknown or not in the statement."""
+        begins = -1 if lesson.subject is None else lesson.statement.rfind(lesson.subject)
         if begins < 0 or lesson.subject is None:
             return None
-        last = tokens_through(self.tokenizer, lesson.told, begins + len(lesson.subject))
+        last = tokens_through(self.tokenizer, lesson.statement, begins + len(lesson.subject))
         return min(last, len(self._statement(lesson)[0]))
 
     def _question(self, question: str, answer: str, owner: int, rng: random.Random | None) -> Row:
-        """A question, sometimes behind unrelated text, whose answer should follow."""
+        """A question, sometimes after unrelated text, whose answer should follow."""
         prefix: list[int] = []
         if rng is not None and rng.random() < self.settings.prefixes:
             prefix = list(rng.choice(self.texts)[: rng.randint(3, 8)])
@@ -250,8 +252,8 @@ class Injection:
         row = self._question(question, answer, owner, None)
         return Row(row.ids, row.at, owner)
 
-    def _behind(self, question: str, answer: str, owner: int) -> Row:
-        """A question and its answer, behind which the base should be followed."""
+    def _after_answer(self, question: str, answer: str, owner: int) -> Row:
+        """A question and its answer, after which the base's predictions should stay."""
         asked, wanted = encode_pair(self.tokenizer, question, answer)
         ids = [self.start, *asked, *wanted]
         return Row(ids, [len(ids) - 1], owner)
@@ -260,13 +262,13 @@ class Injection:
         ids = [self.start, *rng.choice(self.texts)[: self.settings.text_length - 1]]
         return Row(ids, list(range(1, len(ids))), owner)
 
-    def _together(self, found: Proposal, K: Tensor | None = None, V: Tensor | None = None) -> Applied:
-        """What all of these edits add, solved together; K [n, L, f] and V [n, L, d] are those of earlier ones."""
+    def _jointly(self, found: Proposal, K: Tensor | None = None, V: Tensor | None = None) -> Applied:
+        """What all of these edits add, solved jointly; K [n, L, f] and V [n, L, d] are those of earlier ones."""
         with torch.no_grad():
             keys = found.K if K is None else torch.cat([K, found.K])
             rows = found.A if K is None else torch.cat([self.injector.rows(K, self.engine.whitening), found.A])
             ridge = self.injector.config.ridge
-            G = [solve_together(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
+            G = [joint_rows(rows[:, i], keys[:, i], ridge) for i in range(keys.shape[1])]
             n = 0 if K is None else len(K)
             dense = [G[i][:n].T @ V[:, i] for i in range(keys.shape[1])] if V is not None else None
 
@@ -313,10 +315,10 @@ def alone(found: Proposal) -> Applied:
     return of
 
 
-def _unlikely(asked: Sequence[Row], said: Tensor, enough: float) -> Tensor:
+def _unlikely(asked: Sequence[Row], logprobs: Tensor, enough: float) -> Tensor:
     """max(0, log enough - log p) of the wanted answers, log p a mean over tokens; the mean over rows."""
-    wanted = torch.tensor([t for r in asked for t in r.wanted], device=said.device)
-    nll = -said[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
+    wanted = torch.tensor([t for r in asked for t in r.wanted], device=logprobs.device)
+    nll = -logprobs[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
     each = torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])])
     return (each + math.log(enough)).clamp_min(0).mean()
 
@@ -335,7 +337,7 @@ class _Made(NamedTuple):
     subjects: list[str | None]
 
 
-class _Crowd:
+class _EarlierEdits:
     """The last edits that were proposed, in half precision: keys [n, L, f], values [n, L, d], and whose they are."""
 
     def __init__(self, most: int, layers: int, d_ffn: int, d_model: int):
@@ -348,7 +350,7 @@ class _Crowd:
         self.subject = torch.cat([self.subject, _hashed(subjects)])[-self.most :]
 
     def draw(self, rng: random.Random, count: int, without: Sequence[str | None]) -> tuple[Tensor, Tensor] | None:
-        """Up to `count` of them about other subjects; None where there is none."""
+        """Up to `count` of them about other subjects; None if there is none."""
         free = (~torch.isin(self.subject, _hashed(without))).nonzero()[:, 0].tolist()
         chosen = sorted(rng.sample(free, min(count, len(free))))
         return (self.K[chosen], self.V[chosen]) if chosen else None

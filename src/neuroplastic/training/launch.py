@@ -1,4 +1,4 @@
-"""How a training was launched: settled, and refused where it cannot be, before any work is done."""
+"""How a training was launched: settled, or refused if it cannot be, before any work is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARDING = {
 
 
 def launched(settings: Settings) -> Settings:
-    """The settings, with the mixed precision that `accelerate launch` was told where they leave it open.
+    """The settings, with the mixed precision of `accelerate launch` if they leave it open.
 
     Raises NPTError for a tracker that is not installed, a precision that is not supported, sharding, and processes that
     would not know of each other.
@@ -42,11 +42,11 @@ def launched(settings: Settings) -> Settings:
             f"WORLD_SIZE is {world}, but this process finds no accelerator of its own and would train alone; on CPUs "
             "launch with accelerate launch --cpu, or with ACCELERATE_USE_CPU=1"
         )
-    told: Any = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return replace(settings, precision=settings.precision or told)
+    launched_with: Any = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return replace(settings, precision=settings.precision or launched_with)
 
 
 def process() -> PartialState:
-    """Which of several processes this is. A bare PartialState() would not be told that it runs on CPUs, and would think
-    that it is alone."""
+    """Which of several processes this is. A bare PartialState() would not know that it runs on CPUs, and would take
+    itself for the only one."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))

@@ -1,8 +1,8 @@
-"""What an injector is trained on: facts to be told in one wording and asked in others, with neighbours that stay.
+"""What an injector is trained on: facts to be stated in one wording and asked in others, with neighbours that stay.
 
-Of each record a lesson is drawn anew every time it comes up: which wording is told, which are asked, behind which
-unrelated sentence, as a chat or not; and, for some, another answer than the record's (another record's, a name, words
-of ordinary text, a year, a date), so that the injector learns to write down what it is told and not what is usual.
+A lesson is drawn anew every time a record comes up: the wording of the statement, those that are asked, an unrelated
+sentence before them, as a chat or not; and, for some, another answer than the record's (another record's, a name, words
+of ordinary text, a year, a date), so that the injector learns to write what is stated and not what is usual.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ MONTHS = [
 
 @dataclass(frozen=True)
 class Topic:
-    """A fact as a data file has it: all that can be told and asked about it."""
+    """A fact as a data file has it: all that can be stated and asked about it."""
 
     wordings: tuple[str, ...]
-    """questions, or beginnings of sentences, that the answer follows; the first is the one to tell"""
+    """questions, or beginnings of sentences, that the answer follows; the first is the one to state"""
     answer: str
     neighbours: tuple[tuple[str, str], ...]
     """prompts whose answers should stay"""
@@ -58,7 +58,7 @@ class Topic:
 class Lesson:
     """One statement to inject, and what is asked afterwards."""
 
-    told: str
+    statement: str
     answer: str
     asked: tuple[str, ...]
     neighbour: tuple[str, str] | None
@@ -70,7 +70,7 @@ def read_topics(path: Path) -> tuple[list[Topic], dict[str, str]]:
 
     A .json file holds CounterFact records (full or flat), zsRE's or KnowEdit's; a .jsonl file objects with `question`
     and `answer`, or `statement` (split at its answer, else at its last word or name), and optionally `wordings` (other
-    questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError where a file holds none
+    questions), `neighbours` (objects with question and answer) and `subject`. Raises NPTError if a file holds none
     of these.
     """
     if path.suffix == ".jsonl":
@@ -117,7 +117,7 @@ def _published(item: dict[str, Any]) -> Topic:
 def _cloze(
     prompt: str, others: tuple[str, ...], answer: str, near: tuple[tuple[str, str], ...], subject: str | None
 ) -> Topic:
-    """A fact put as the beginning of a sentence, with questions of the same meaning where its relation is known."""
+    """A fact put as the beginning of a sentence, with questions of the same meaning if its relation is known."""
     questions = () if subject is None else tuple(questions_for(prompt, subject))
     return Topic((prompt, *others, *questions), answer, near, subject)
 
@@ -143,9 +143,9 @@ def _checked(topic: Topic) -> Topic:
     return replace(topic, answer=topic.answer.strip(), neighbours=near, subject=known)
 
 
-def fits(tokenizer: PreTrainedTokenizerBase, told: str, answer: str, longest: int) -> bool:
-    """Whether a statement has at most so many tokens, with the start token."""
-    return 1 + sum(map(len, encode_pair(tokenizer, told, answer))) <= longest
+def fits(tokenizer: PreTrainedTokenizerBase, statement: str, answer: str, longest: int) -> bool:
+    """Whether a statement has at most `longest` tokens, with the start token."""
+    return 1 + sum(map(len, encode_pair(tokenizer, statement, answer))) <= longest
 
 
 class Lessons:
@@ -160,7 +160,7 @@ class Lessons:
         seed: int,
         longest: int,
     ):
-        """Each topic, told in its first wording, must fit into `longest` tokens."""
+        """Each topic, stated in its first wording, must fit into `longest` tokens."""
         self.topics, self.unrelated, self.variety, self.seed = topics, unrelated, variety, seed
         self.tokenizer, self.longest = tokenizer, longest
         self.chat = _chat(tokenizer)
@@ -168,8 +168,8 @@ class Lessons:
         self.subjects = len({about(t) for t in topics})
 
     def batch(self, number: int, size: int) -> list[Lesson]:
-        """Batch `number` (from 0): `size` lessons, of different subjects, in epochs of shuffled topics; fewer where
-        there are not as many subjects."""
+        """Batch `number` (from 0): `size` lessons, of different subjects, in epochs of shuffled topics; fewer if there
+        are not as many subjects."""
         rng = random.Random(f"{self.seed}/{number}")
         lessons: dict[str, Lesson] = {}
         at = number * size
@@ -189,17 +189,17 @@ class Lessons:
 
     def draw(self, topic: Topic, rng: random.Random) -> Lesson:
         first, *others = topic.wordings
-        told = rng.choice([o for o in others if o.endswith("?")] or [first]) if self._by(
+        statement = rng.choice([o for o in others if o.endswith("?")] or [first]) if self._by(
             rng, self.variety.told_otherwise
         ) else first  # fmt: skip
-        asked = rng.choice([w for w in topic.wordings if w != told] or [told])
-        told = self._dressed(told, rng, self.variety.sentences)
+        asked = rng.choice([w for w in topic.wordings if w != statement] or [statement])
+        statement = self._dressed(statement, rng, self.variety.sentences)
         answer = self._other_answer(rng) if self._by(rng, self.variety.other_answers) else topic.answer
         near = rng.choice(topic.neighbours) if topic.neighbours else None
-        lesson = Lesson(told, answer, (told, self._dressed(asked, rng, 0.0)), near, topic.subject)
-        if fits(self.tokenizer, told, answer, self.longest):
+        lesson = Lesson(statement, answer, (statement, self._dressed(asked, rng, 0.0)), near, topic.subject)
+        if fits(self.tokenizer, statement, answer, self.longest):
             return lesson
-        return replace(lesson, told=first, answer=topic.answer, asked=(first, lesson.asked[1]))
+        return replace(lesson, statement=first, answer=topic.answer, asked=(first, lesson.asked[1]))
 
     def _dressed(self, question: str, rng: random.Random, sentences: float) -> str:
         if self.chat is not None and self._by(rng, self.variety.chats):
@@ -247,13 +247,13 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:
 
     def chat(question: str) -> str:
         turns = [{"role": "user", "content": question}]
-        said = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return said.removeprefix(opening).rstrip()  # whoever reads it puts the start token in front
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return rendered.removeprefix(opening).rstrip()  # whoever reads it adds the start token
 
     return chat
 
 
 def sentences_of(texts: Sequence[str], longest: int = 80) -> list[str]:
-    """Texts, or their first sentences, that are short enough to stand in front of a statement."""
+    """Texts, or their first sentences, that are short enough to stand before a statement."""
     first = (re.split(r"(?<=[.!?])\s", t.strip(), maxsplit=1)[0] for t in texts)
     return [s if s.endswith((".", "!", "?")) else f"{s}." for s in first if 15 <= len(s) <= longest]

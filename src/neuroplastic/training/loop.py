@@ -1,7 +1,7 @@
 """The loop that every training shares, on Accelerate: optimiser, schedule, clipping, log, checkpoints, resuming.
 
 What is trained, and on which losses, is a Task. A step's data are a function of its number, so a training that is cut
-off anywhere goes on to the same bits as one that was not.
+off anywhere continues to the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Task(Protocol):
         ...
 
     def kept(self) -> dict[str, Tensor]:
-        """What the task itself must remember to go on from a checkpoint."""
+        """What the task itself must remember to continue from a checkpoint."""
         ...
 
     def restore(self, kept: dict[str, Tensor]) -> None:
@@ -70,8 +70,8 @@ def run(
     """Trains to the end, in `folder`, and returns the last measurement. `described` are further settings that a resumed
     training must have in common with the one that began.
 
-    Raises NPTError where the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
-    where gradients stay infinite, with the last good checkpoint kept.
+    Raises NPTError if the folder holds a training and `resume` is not asked for, or holds another one; CheckFailed
+    if gradients stay infinite, with the last good checkpoint kept.
     """
     accelerator = _accelerator(settings, folder)
     described = json.loads(json.dumps({**described, **asdict(settings)}))
@@ -141,7 +141,7 @@ def run(
                     f"checkpoint is kept in {folder} (a smaller --lr may help)"
                 )
             show(done, logged.get("loss", math.nan))
-    if not measured:  # it was cut off behind its last step
+    if not measured:  # it was interrupted after its last step
         measured = task.evaluate(settings.steps)
     if skipped:
         note(f"npt: {skipped} steps were skipped because their gradient was not finite")

@@ -41,7 +41,7 @@ Row = list[list[int]]
 def pack(texts: Iterable[Sequence[int]], start: int, length: int) -> Iterator[Row]:
     """Rows of at most `length` tokens.
 
-    Every piece opens with `start`. A text that does not fit into what is left of a row goes on in the next one.
+    Every piece opens with `start`. A text that does not fit into the rest of a row continues in the next one.
     """
     row: Row = []
     room = length
@@ -77,7 +77,7 @@ class Source(Protocol):
     def rows(self, first: int, count: int) -> Packed: ...
 
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold to go on without reading everything again."""
+        """What a checkpoint must hold to continue without reading everything again."""
         ...
 
     def restore(self, kept: dict[str, Tensor]) -> None: ...
@@ -107,7 +107,7 @@ class Shuffled:
 class Streamed:
     """Rows of a source too large for memory, read in its own order, from the beginning again when it ends.
 
-    `open` gives the texts behind a number of them. What is kept: texts begun, and the rest of the last one.
+    `open` gives the texts after a number of them. What is kept: texts begun, and the rest of the last one.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Streamed:
 
 
 def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: int) -> Shuffled:
-    """Texts in memory, each a list of tokens, as rows. Raises NPTError where they hold nothing."""
+    """Texts in memory, each a list of tokens, as rows. Raises NPTError if they hold nothing."""
     rows = list(pack(texts, start, length))
     if not rows:
         raise NPTError("the data hold no text to train on")
@@ -167,8 +167,8 @@ def from_texts(texts: Iterable[Sequence[int]], start: int, length: int, seed: in
 
 
 def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
-    """The texts of a data set behind a number of its entries, streamed. `name` is a Hugging Face id, or a folder of
-    files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError where it cannot be read, now or later."""
+    """The texts of a data set after a number of its entries, streamed. `name` is a Hugging Face id, or a folder of
+    files that `datasets` reads (parquet, jsonl, csv, text). Raises NPTError if it cannot be read, now or later."""
     need_extra("eval", "datasets", reason=f"there is no file {name!r}; to read it as a dataset")
     import datasets
 
@@ -177,7 +177,7 @@ def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
     except Exception as e:  # the library has no common error
         raise NPTError(f"{name!r} is neither a file nor a data set that can be read: {_one_line(e)}") from None
 
-    def behind(count: int) -> Iterator[str]:
+    def following(count: int) -> Iterator[str]:
         entries = iter(found.skip(count))
         while True:
             try:
@@ -190,7 +190,7 @@ def from_dataset(name: str) -> Callable[[int], Iterator[str]]:
                 raise NPTError(f"the data set {name!r} has no column text with text in it; it has {', '.join(entry)}")
             yield text or ""
 
-    return behind
+    return following
 
 
 def _one_line(error: Exception) -> str:

@@ -158,7 +158,7 @@ FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def questions_for(prompt: str, subject: str) -> list[str]:
-    """Questions about `subject` that `prompt` also asks; none where its relation is not known."""
+    """Questions about `subject` that `prompt` also asks; none if its relation is not known."""
     template = prompt.replace(subject, "{}")
     for pattern, questions in FORMS:
         if re.search(pattern, template):

@@ -44,7 +44,7 @@ class TrainSettings(LoopSettings):
     """What is kept small: |dW|_F^2 of each token's weight change, or the squares of its modulation vectors."""
 
     gate_weight: float = 1.0
-    """Weight of the mean gate above --gate-open, where generators have gates."""
+    """Weight of the mean gate above --gate-open, if generators have gates."""
 
     gate_open: float = 0.5
     """Share of modulation that gates may have at no cost, on average over tokens."""
@@ -53,14 +53,14 @@ class TrainSettings(LoopSettings):
     """Shares of the steps in which a layer is fed the teacher's hidden state, a moving blend, and its own."""
 
     batch_size: int = 8
-    """Rows per batch and process; an optimiser step reads so many times --grad-accum times processes."""
+    """Rows per batch and process; an optimiser step reads --batch-size times --grad-accum times processes."""
 
     max_length: int = 128
     """Tokens per row; texts are packed into rows, longer ones cut."""
 
     every: int | None = None
-    """In the teacher stage each layer learns from every so-manieth token; all are read (default: from all where at
-    most six layers learn, else from every fourth one)."""
+    """In the teacher stage each layer learns from every Nth token, while all are read (default: from all if at most
+    six layers learn, else from every fourth one)."""
 
     data: str | None = None
     """Text file (paragraphs), .jsonl with a text field, or a Hugging Face dataset id or a folder that `datasets` reads,
@@ -94,7 +94,7 @@ class TrainSettings(LoopSettings):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the teacher, mixed and student stages. Raises NPTError where one is no number."""
+        """Of the teacher, mixed and student stages. Raises NPTError if one is no number."""
         try:
             return tuple(float(part) for part in self.curriculum.split(","))
         except ValueError:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Of the loop that every training shares."""
+    """Settings of the loop that every training shares."""
 
     steps: int = 1000
     """Optimiser steps."""
@@ -30,7 +30,7 @@ class LoopSettings:
     """Steps in which the learning rate rises to --lr."""
 
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
 
     clip: float = 1.0
     """Gradients longer than this are scaled down to it."""
@@ -39,11 +39,11 @@ class LoopSettings:
     """Batches per optimiser step."""
 
     precision: Precision | None = None
-    """Mixed precision: what is multiplied in bf16, while parameters stay in float32 (default: as `accelerate launch`
-    was told, else no)."""
+    """Mixed precision: what is multiplied in bf16, while parameters stay in float32 (default: that of `accelerate
+    launch`, else no)."""
 
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of everything that is drawn."""
 
     save_every: int = 100
     """Steps between checkpoints."""
@@ -75,7 +75,7 @@ class LoopSettings:
 
 
 INJECTOR_LOOP = LoopSettings(steps=1200, lr=7e-4, warmup=20, save_every=25, eval_every=150)
-"""What an injector is trained with, if nothing else is said."""
+"""What an injector is trained with by default."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,23 @@ class InjectionSettings:
     """Facts per batch."""
 
     crowds: tuple[int, ...] = (16, 48, 128, 384)
-    """Sizes of the crowds of earlier edits that a batch joins, one drawn at a time; smaller ones first."""
+    """Numbers of earlier edits that a batch is solved jointly with, one drawn at a time; smaller ones first."""
 
     crowd_after: int = 50
-    """Steps from one size's first crowd to the next size's; met all at once, large crowds throw training back."""
+    """Steps between the first joint batches of one size and of the next; large ones from the start throw training
+    back."""
 
     crowd_every: int = 2
-    """Each so-manieth step is made in a crowd."""
+    """Every Nth step is made on a joint batch."""
 
     keys_first: int = 100
     """Steps that teach nothing but where the subject ends; they are cheap."""
 
     alone_first: int = 350
-    """Steps before the first crowd."""
+    """Steps before the first joint batch."""
 
     beta_near: float = 3.0
-    """Weight of the KL divergence on neighbours and behind answers."""
+    """Weight of the KL divergence on neighbours and after answers."""
 
     beta_text: float = 2.0
     """Weight of the KL divergence on ordinary text."""
@@ -113,11 +114,11 @@ class InjectionSettings:
     """Weight of finding the subject's last token."""
 
     near_rows: int = 14
-    """Neighbours read per step, of different facts; and answers behind which the model should go on as before."""
+    """Largest number of neighbours read per step, of different facts."""
 
     behind_rows: int = 0
-    """Rows of a step, at most, that ask what follows behind an answer, so that it is not said again and again; values
-    are then less certain of the answer, too."""
+    """Largest number of rows per step on what follows an answer, so that the model does not repeat it; values are then
+    less certain of the answer, too."""
 
     text_rows: int = 4
     """Ordinary texts read per step."""
@@ -129,7 +130,7 @@ class InjectionSettings:
     """Probability per token at which an answer pulls no further."""
 
     prefixes: float = 0.3
-    """Share of the questions that stand behind three to eight tokens of unrelated text."""
+    """Share of the questions that follow three to eight tokens of unrelated text."""
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "crowd_every", "crowd_after", "near_rows", "text_rows"):
@@ -150,12 +151,12 @@ class InjectionSettings:
         if not 0 < self.enough <= 1:
             raise NPTError(f"enough must be a probability above 0, not {self.enough}")
         if self.text_length < 4 or not self.crowds or min(self.crowds) < 1:
-            raise NPTError("texts need at least 4 tokens, and crowds at least one size above 0")
+            raise NPTError("texts need at least 4 tokens, and `crowds` at least one size above 0")
         if list(self.crowds) != sorted(self.crowds):
-            raise NPTError(f"crowds must be given from the smallest to the largest, not {self.crowds}")
+            raise NPTError(f"`crowds` must be given from the smallest to the largest, not {self.crowds}")
 
     def crowds_at(self, step: int) -> tuple[int, ...]:
-        """Sizes that a crowd of this step may have."""
+        """Numbers of earlier edits that a joint batch of this step may have."""
         return self.crowds[: 1 + (step - self.alone_first) // self.crowd_after]
 
 
@@ -167,13 +168,13 @@ class Variety:
     """Lessons whose answer is another one than the record's."""
 
     told_otherwise: float = 0.4
-    """Lessons told in another wording than the first, where a record has questions."""
+    """Lessons stated in another wording than the first, if the record has questions."""
 
     chats: float = 0.04
     """Questions put through the model's chat template."""
 
     sentences: float = 0.08
-    """Statements behind an unrelated sentence."""
+    """Statements that follow an unrelated sentence."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -215,7 +216,7 @@ def from_mapping(kind: type[T], given: dict[str, Any], where: str) -> T:
 
 
 def _converted(value: Any, kinds: list[str], what: str) -> Any:
-    """A value from YAML as one of the kinds that its setting may have, where there is no doubt how. Raises NPTError."""
+    """A value from YAML as one of the kinds that its setting may have, if there is no doubt how. Raises NPTError."""
     if value is None and "None" in kinds:
         return None
     if "str" in kinds:  # 14 and [14, 15] are layers, too

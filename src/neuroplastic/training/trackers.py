@@ -12,9 +12,9 @@ from ..errors import NPTError
 
 @contextmanager
 def tracking(accelerator: Any, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """A run of the trackers that `accelerator` was made with, if any; it ends even where training breaks down.
+    """A run of the trackers that `accelerator` was made with, if any; it ends even if training breaks down.
 
-    What they have to say goes to standard error. Raises NPTError where one cannot begin.
+    What they have to say goes to standard error. Raises NPTError if one cannot begin.
     """
     try:
         with redirect_stdout(sys.stderr):

@@ -45,7 +45,7 @@ def train(workspace: Workspace, settings: TrainSettings | None = None, resume: b
     """Trains the low-rank generators of a workspace, saves them in it, and returns what was measured before and after.
 
     Log, checkpoints and report.html are in training/generators of the workspace. Its edits are taken out of the weights
-    meanwhile. Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down; the
+    meanwhile. Raises NPTError for bad input, before anything is done, and CheckFailed if training broke down; the
     workspace then keeps the generators that it had.
     """
     settings = launched(settings or TrainSettings())
@@ -115,7 +115,7 @@ class Distilling:
         pass
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Perplexity and KL against the base on held-out text, and sampled text behind fixed prompts."""
+        """Perplexity and KL against the base on held-out text, and sampled text after fixed prompts."""
         model, tokenizer = self.workspace.model, self.workspace.tokenizer
         with torch.no_grad():
             found = measure_fidelity(model, self.held_out)
@@ -168,12 +168,14 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
 
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
-    """The configuration to train. Raises NPTError where it cannot be."""
+    """The configuration to train. Raises NPTError if it cannot be."""
     given = {f: getattr(settings, f) for f in ("layers", "np_rank", "num_ranks") if getattr(settings, f) is not None}
     before = workspace.config
     if settings.init == "workspace" and (given or before.generator == "analytic"):
         asked = ", ".join(given) or "analytic generators, which have no parameters"
-        raise NPTError(f"init='workspace' goes on from the generators that the workspace holds, not with other {asked}")
+        raise NPTError(
+            f"init='workspace' continues from the generators that the workspace holds, not with other {asked}"
+        )
     if before.generator == "analytic":
         given["input"] = "effect"
     if "np_rank" in given:

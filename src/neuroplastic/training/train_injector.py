@@ -61,7 +61,7 @@ def train_injector(
     `max_length` and `reads` are of a new one. Checkpoints and log are in training/injector of the workspace. Its edits
     are taken out of the weights meanwhile.
 
-    Raises NPTError for bad input, before anything is done, and CheckFailed where training broke down.
+    Raises NPTError for bad input, before anything is done, and CheckFailed if training broke down.
     """
     loop = launched(loop or INJECTOR_LOOP)
     injection, variety = injection or InjectionSettings(), variety or Variety()
@@ -129,7 +129,7 @@ def train_injector(
 
 
 def _fit(engine: EditableModel, injector: Injector, topics: Sequence[Topic], folder: Path) -> None:
-    """The closed form that training starts from, where there are facts that it can be made from."""
+    """The closed form that training starts from, if there are facts that it can be made from."""
     if len(topics) < FEWEST:
         note(
             f"npt: training starts from noise: {len(topics)} facts have two wordings that name their subject, and a "

@@ -40,7 +40,7 @@ class EditFiles:
         return 1 + max((read_edit_sequence(f) for f in self._all()), default=0)
 
     def read(self, file: Path) -> Edit:
-        """Raises NPTError where the file is damaged, was renamed, or its edit is one of another base."""
+        """Raises NPTError if the file is damaged, was renamed, or its edit is one of another base."""
         edit = Edit.load(file)
         if edit.base != self.base:
             raise NPTError(f"{file} is an edit of another base model ({edit.base[:12]}, not {self.base[:12]})")
@@ -133,7 +133,7 @@ def edit_files(folder: Path) -> list[Path]:
 
 
 def read_edit_sequence(file: Path) -> int:
-    """An edit's place in the order, from its file's header alone; 0 where the file is damaged, which takes no place.
+    """An edit's place in the order, from its file's header alone; 0 if the file is damaged, which takes no place.
 
     Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
     """

@@ -43,7 +43,7 @@ def generator_state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def load_generator_state(model: torch.nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Puts parameters into the generators. Raises NPTError, naming `file`, where a name, shape or dtype differs."""
+    """Puts parameters into the generators. Raises NPTError, naming `file`, if a name, shape or dtype differs."""
     expected = generator_state(model)
     if wrong := sorted(expected.keys() ^ tensors.keys()):
         what = "misses" if wrong[0] in expected else "holds an unknown"

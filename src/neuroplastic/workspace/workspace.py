@@ -58,12 +58,12 @@ class Comparison:
     edited: str
     unedited: str
     tracked: dict[str, tuple[float, float]]
-    """the probability that the prompt goes on with each tracked word, with and without the edits"""
+    """the probability that each tracked word continues the prompt, with and without the edits"""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether the weights are what they should be, and which facts still hold beside the others."""
+    """Whether the weights are what they should be, and which facts still hold among the others."""
 
     base_unchanged: bool
     weights_exact: bool
@@ -110,8 +110,8 @@ class Workspace:
     ) -> Workspace:
         """Loads `base`, converts it and writes a new workspace; further arguments are those of `load_base`.
 
-        Raises NPTError, leaving nothing behind, where the folder holds something already or the model cannot be
-        converted so.
+        Raises NPTError, with nothing written, if the folder holds something already or the model cannot be converted
+        in this way.
         """
         path = Path(path)
         refuse_occupied(path)
@@ -132,8 +132,8 @@ class Workspace:
         """Writes a new workspace for a model that is loaded already, and converts it; its edits become the workspace's.
 
         `base` says from where the model can be loaded when the workspace is opened again (default: from where
-        transformers has loaded it). Raises NPTError, leaving nothing behind, where that is not known, the folder holds
-        something already, or the model cannot be converted so.
+        transformers has loaded it). Raises NPTError, with nothing written, if that is not known, the folder holds
+        something already, or the model cannot be converted in this way.
         """
         path = Path(path)
         refuse_occupied(path)
@@ -173,7 +173,7 @@ class Workspace:
     def open(cls, path: str | Path, device: str | None = None, **from_pretrained: Any) -> Workspace:
         """Loads the base, with the arguments of `load_base`, and puts generators and edits in.
 
-        Raises NPTError where the folder is no workspace, a file in it is damaged, or its base has changed.
+        Raises NPTError if the folder is no workspace, a file in it is damaged, or its base has changed.
         """
         path = Path(path)
         reference, config, tensors = read_generators(path)
@@ -207,7 +207,7 @@ class Workspace:
     def reconfigure(self, config: PlasticityConfig) -> None:
         """Gives the layers that `config` names new generators, in memory; `save_generators` makes it last.
 
-        The weights, with the edits in them, stay. Raises NPTError, with nothing changed, where the model cannot be
+        The weights, with the edits in them, stay. Raises NPTError, with nothing changed, if the model cannot be
         converted so.
         """
         kept = generator_state(self.model)
@@ -252,7 +252,7 @@ class Workspace:
         """Writes a fact into the weights and into the ledger; returns the edit, whose report says what it did.
 
         `fact` is a statement, or made by `fact_of` or `asked`; `options` are fields of `InjectOptions`. Raises
-        NPTError, with nothing changed, for bad input, and CheckFailed, likewise, where a check that the options ask
+        NPTError, with nothing changed, for bad input, and CheckFailed, likewise, if a check that the options ask
         for fails. See `inject_all`.
         """
         return self.engine.inject(fact, method, name, **options)
@@ -269,7 +269,7 @@ class Workspace:
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
 
-        Raises NPTError, with nothing changed, where a name is taken or an edit does not fit the model.
+        Raises NPTError, with nothing changed, if a name is taken or an edit does not fit the model.
         """
         return self.engine.add(edits)
 
@@ -322,8 +322,8 @@ class Workspace:
         edited: bool = True,
         scores: Scores | None = None,
     ) -> Written:
-        """A continuation of `prompt`, told piece by piece, in the given mode, with the active edits or without them.
-        `scores` is given the log-probability of every token.
+        """A continuation of `prompt`, in the given mode, with the active edits or without them. `tell` is given the
+        pieces of text as they are written, and `scores` the log-probability of every token.
 
         The prompt is a text, or the tokens that `tokens` or `chat_tokens` make of one.
         """
@@ -340,8 +340,8 @@ class Workspace:
             yield
 
     def compare(self, prompt: str, max_new_tokens: int = 32, track: Sequence[str] = ()) -> Comparison:
-        """`prompt` continued with the active edits and without them, and the probability that it goes on with each
-        tracked word (all of its tokens, after a space), both in standard mode."""
+        """`prompt` continued with the active edits and without them, and the probability that each tracked word (all
+        of its tokens, after a space) continues it, both in standard mode."""
         edited = self.word_probabilities(prompt, track), self.ask(prompt, "standard", max_new_tokens)
         with self.engine.only(()):
             plain = self.word_probabilities(prompt, track), self.ask(prompt, "standard", max_new_tokens)
@@ -350,7 +350,7 @@ class Workspace:
 
     @torch.no_grad()
     def next_token(self, prompt: str, mode_: Mode = "standard", edited: bool = True) -> Tensor:
-        """Next-token probabilities behind a prompt [vocab]."""
+        """Next-token probabilities after a prompt [vocab]."""
         read = self.tokens(prompt)
         if len(read) > (room := context_length(self.model)):
             raise NPTError(f"the prompt has {len(read)} tokens; it does not fit into the model's {room}")
@@ -361,15 +361,15 @@ class Workspace:
     def word_probabilities(
         self, prompt: str, words: Sequence[str], mode_: Mode = "standard", edited: bool = True
     ) -> list[float]:
-        """The probability that a prompt goes on with each word, over all of the word's tokens."""
+        """The probability that each word continues a prompt, over all of the word's tokens."""
         self._check_prompt(prompt)
         with self.seen(mode_, edited):
             return word_probabilities(self.model, self.tokenizer, prompt, words)
 
     def tokens(self, prompt: str) -> list[int]:
-        """What the model reads for a prompt: its tokens behind the start token.
+        """What the model reads for a prompt: the start token, then the prompt's tokens.
 
-        Spaces at its end are left out, so that "in the city of " goes on as "in the city of" does: with the space
+        Spaces at its end are left out, so that "in the city of " continues as "in the city of" does: with the space
         before a word, which is part of the word's token.
         """
         self._check_prompt(prompt)
@@ -383,7 +383,7 @@ class Workspace:
         """What the model reads for a conversation: messages with `role` and `content`, put into its chat template, to
         which `variables` are given.
 
-        Raises NPTError where the model has no such template, it does not take these messages or leaves a part of one
+        Raises NPTError if the model has no such template, it does not take these messages or leaves a part of one
         out, or the conversation does not fit into the model's context.
         """
         ids = encode(self.tokenizer, render(self.tokenizer, messages, variables))

@@ -19,7 +19,7 @@ from injectors import learned_of, set_learned, with_injector
 from neuroplastic.editing.context import EditContext
 from neuroplastic.editing.ledger import Ledger, weight_at
 from neuroplastic.editing.methods import joint
-from neuroplastic.editing.methods.joint import JointBatch, TokenizedQuestion, teach_together
+from neuroplastic.editing.methods.joint import JointBatch, TokenizedQuestion, solve_jointly
 from neuroplastic.editing.targets import Row
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
@@ -82,7 +82,7 @@ def test_a_step_follows_the_gradient_of_the_stated_objective() -> None:
     asked, (A, proposed) = tokenized(context), rows_and_values(context)
     before = {n: t.clone() for n, t in context.model.state_dict().items()}
     how = replace(USUAL, share_alone=1.0, visits=0, min_steps=1)
-    found = teach_together(context, LAYERS, asked, A, proposed, how)
+    found = solve_jointly(context, LAYERS, asked, A, proposed, how)
     assert all(torch.equal(t, before[n]) for n, t in context.model.state_dict().items())
     assert not any(m._forward_hooks for m in context.model.modules())
     V = (how.start_strength * proposed).requires_grad_()
@@ -108,8 +108,8 @@ def test_more_steps_lower_it_and_beta_holds_ordinary_text() -> None:
         return values[0.0], values[1.0] - values[0.0]
 
     start = parts(how.start_strength * proposed)
-    free = parts(teach_together(context, LAYERS, asked, A, proposed, replace(how, kl_weight=0.0)))
-    held = parts(teach_together(context, LAYERS, asked, A, proposed, replace(how, kl_weight=1000.0)))
+    free = parts(solve_jointly(context, LAYERS, asked, A, proposed, replace(how, kl_weight=0.0)))
+    held = parts(solve_jointly(context, LAYERS, asked, A, proposed, replace(how, kl_weight=1000.0)))
     assert free[0] < 0.7 * start[0]
     assert held[1] < 0.3 * free[1]
 
@@ -129,7 +129,7 @@ def test_every_wording_is_asked_equally_often(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(joint, "Row", row)
     steps: list[tuple[int, int]] = []
-    teach_together(context, LAYERS, asked, A, proposed, how, lambda done, total: steps.append((done, total)))
+    solve_jointly(context, LAYERS, asked, A, proposed, how, lambda done, total: steps.append((done, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
     lengths = [1 + len(a.question) + len(a.answer) - 1 for a in asked]
     assert sorted(seen) == sorted(lengths * 4)

@@ -13,7 +13,7 @@ from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import InjectorConfig
 from neuroplastic.editing.methods import learned
 from neuroplastic.editing.methods.learned import INJECTOR_FILE
-from neuroplastic.editing.recall import Asked
+from neuroplastic.editing.recall import Query
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.text.tokens import encode
 
@@ -118,7 +118,7 @@ def test_a_fact_in_several_wordings_is_to_follow_in_each(quick: bool, workspace:
     for place, factors in edits[2].factors.items():
         assert_close(edits[1].factors[place].A, factors.A, atol=1e-6, rtol=1e-4)
         assert_close(edits[1].factors[place].B, factors.B, atol=1e-5, rtol=1e-3)
-    asked = [Asked(q + " Madrid", q, " Madrid") for q in (one, other)]
+    asked = [Query(q + " Madrid", q, " Madrid") for q in (one, other)]
     before = ws.engine.recall(asked)
     with ws.engine.only([edits[0]]):
         now = ws.engine.recall(asked)

@@ -54,7 +54,7 @@ def test_refine_measures_what_the_edit_does() -> None:
         q = context.model(input_ids=ids).logits[0, 2:].log_softmax(-1)
         answer = context.model(input_ids=torch.tensor([rows[0].ids])).logits[0].log_softmax(-1)
     assert found.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
-    logprobs = [answer[at, t].item() for at, t in zip(rows[0].asked, rows[0].answer, strict=True)]
+    logprobs = [answer[at, t].item() for at, t in zip(rows[0].answer_positions, rows[0].answer, strict=True)]
     assert found.probability == pytest.approx(torch.tensor(logprobs).mean().exp().item(), rel=1e-4)
 
 

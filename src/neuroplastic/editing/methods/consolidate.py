@@ -7,8 +7,8 @@
 
 which minimises |K dW^T - R|^2 + lambda tr(dW C dW^T): ridge regression under the covariance C of ordinary text (the
 closed form of MEMIT, Meng et al. 2210.07229, section 4.2). The facts of one call are solved jointly. The keys of
-earlier edits, and of sentences to keep, join K with R = 0: what they wrote or say stays. Facts about one subject have
-one key, and there each wants what all of them write: R becomes P R, with P = 1 between them.
+earlier edits, and of sentences to keep, join K with R = 0, so that what is written there stays. Facts about one subject
+have one key, where the sum of all their targets is wanted: R becomes P R, with P = 1 between them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Consolidate:
     """sentences that should be read as before"""
 
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
-        """One solution per fact; together they are the joint one. Touches no weight."""
+        """One solution per fact; their sum is the joint solution. Touches no weight."""
         prefixes = context.prefixes(self.num_prefixes)
         targets: list[Targets] = []
         owners: list[int] = []
@@ -125,7 +125,7 @@ def solve_keys(
 ) -> Tensor:
     """The rows of G that belong to `keys` [n, d_in], with those in `held` beside them -> [n, d_in].
 
-    Held keys of a subject that is taught now are left out: they would ask for no change where one is wanted.
+    Held keys of a subject that is taught now are left out: they would ask for no change although one is wanted.
     """
     others = torch.cat([h.to(keys) for h in held]) if held else keys[:0]
     if len(others):

@@ -1,18 +1,19 @@
-"""Values that are not enough: a few gradient steps, until the answer follows.
+"""Gradient steps on an injector's values, until the answer follows.
 
-A part of an injector's values opens the way and does not yet name the answer; for an answer unlike all that it was
-trained on, all of them do not. What is missing is little. Over a statement's rows r, with p_r the answer's probability
-per token, and K_r the divergence KL(before || after) of what follows the answer from what the unedited model would say
-there, its values V of all layers climb
+A fraction of an injector's values does not yet give the answer; for an answer unlike all that it was trained on, the
+whole values do not either. Little is missing. Over a statement's rows r, with p_r the answer's probability per token,
+and K_r the divergence KL(before || after) of what follows the answer from what the unedited model predicts there, the
+steps on the values V of all layers maximise
 
     F = mean_r log p_r  -  BETA O          O = mean_r (K_r - SPARE)+          g = dF/dV          M <- g + MOMENTUM M
 
     V <- V + min(  (log p* - log p_min  +  BETA O) / |g|  ,  CAP DECAY^t |V_0|  )  M / |M|
 
-Polyak's step length (Introduction to Optimization, 1987, section 5.3), which needs no learning rate: as far as a linear
-F would need to reach its goal, and never further than a part of the values' own length. A statement stops where its
-answer has the probability `enough` in each of its rows, and K is below FAR on average. Without O, what makes an answer
-likely makes it likely again behind itself: the model says it over and over. SPARE leaves alone what does not.
+Polyak's step length (Introduction to Optimization, 1987, section 5.3) needs no learning rate: a step is as long as a
+linear F would need to reach its goal, and at most a fraction of the values' own length. A statement is finished when
+its answer has the probability `enough` in each of its rows, and K is below FAR on average. Without O, what makes an
+answer likely makes it likely again after itself, and the model repeats it without end. Divergence below SPARE costs
+nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GradientSteps:
-    """How far and how long values go on."""
+    """The number and the length of the steps."""
 
     max_steps: int = 14
     longest_step: float = 0.2
@@ -37,11 +38,11 @@ class GradientSteps:
     """of the longest step, from one to the next"""
     momentum: float = 0.5
     drift_weight: float = 0.3
-    """BETA: what a nat of straying after the answer weighs"""
+    """BETA: the weight of a nat of divergence after the answer"""
     free_drift: float = 0.25
     """SPARE: nats of it that cost nothing"""
     max_drift: float = 0.3
-    """FAR: nats above which steps go on in any case"""
+    """FAR: nats above which steps continue in any case"""
 
 
 class AnswerScores(NamedTuple):
@@ -50,14 +51,14 @@ class AnswerScores(NamedTuple):
     answer: Tensor
     """log p, the answer's, per token [rows, n]"""
     strayed: Tensor
-    """K, of what it says next [rows, n]"""
+    """K, of what the model predicts next [rows, n]"""
 
 
 class Corrected(NamedTuple):
     V: Tensor
     """[n, L, d]"""
     steps: Tensor
-    """[n]: how many each took"""
+    """[n]: the number that each took"""
 
 
 def correct(scores_of: Callable[[Tensor], AnswerScores], V: Tensor, enough: float, how: GradientSteps) -> Corrected:

@@ -1,19 +1,19 @@
-"""Many facts told together: their values are sought while all of them are in the weights.
+"""A joint batch: the values of many facts are found while all of them are in the weights.
 
-Each of a hundred edits that were made alone is small, and the hundred are not: what one costs ordinary text adds up,
-and what one writes reaches into the questions of another. Told together, they are taught together. With the rows A_l
-[n, f] of the joint solution (together.py), so that dW_l = V_l^T A_l acts on every token,
+Each of a hundred edits that were made alone is small, and their sum is not: what each costs ordinary text adds up, and
+what one writes reaches into the questions of another. The facts of a large batch are therefore solved jointly. With the
+rows A_l [n, f] of the joint solution (joint_solve.py), so that dW_l = V_l^T A_l acts on every token,
 
     minimise over V   mean_i max(0, -log p(answer_i | question_i) - SPARE)  +  BETA KL(p_before || p_after)
 
-the first term over facts, each asked alone or behind an unrelated beginning, the second per token of ordinary text.
+the first term over facts, each asked alone or after an unrelated beginning, the second per token of ordinary text.
 Every step takes some of both, and moves the value v_il of a fact in layer l by
 
     v_il <- v_il - RATE_t |V_l| m_il / sqrt(d s_il)        m: mean of its gradients g_il, s: mean of |g_il|^2 / d
 
-Adam (Kingma and Ba 1412.6980) with one second moment for each vector instead of one for each element, |V_l| the mean
-length of the values that the injector proposed: the step keeps the gradient's direction, where Adam's own would be as
-long in the directions that hold nothing but noise.
+This is Adam (Kingma and Ba 1412.6980) with one second moment for each vector instead of one for each element, |V_l|
+being the mean length of the values that the injector proposed. The step keeps the gradient's direction; Adam's own
+would be just as long in the directions that hold nothing but noise.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from .refine import acting
 
 @dataclass(frozen=True)
 class JointBatch:
-    """How many facts are taught with all of them in place."""
+    """How a joint batch is solved, and from what size on a call's facts are one."""
 
     min_facts: int = 100
-    """facts in one call from which on they are taught jointly; fewer are taught one by one, which is kinder to
-    neighbours"""
+    """number of facts in one call from which on they are taught jointly; fewer are taught one by one, which keeps
+    locality better"""
     start_strength: float = 0.2
     """steps start from this part of what the injector proposes"""
     visits: int = 16
@@ -65,7 +65,7 @@ class JointBatch:
     spared_nats: float = 0.02
     """SPARE: an answer this likely is not pushed further"""
     share_alone: float = 0.4
-    """how often a question is asked with nothing before it, else after an unrelated beginning"""
+    """fraction of questions that are asked with nothing before them; the others follow an unrelated beginning"""
     beginnings: int = 40
 
     def steps_for(self, wordings: int) -> int:
@@ -83,10 +83,10 @@ class TokenizedQuestion(NamedTuple):
 
 
 @torch.no_grad()
-def teach_together(
+def solve_jointly(
     context: EditContext,
     layers: Sequence[int],
-    asked: Sequence[TokenizedQuestion],
+    questions: Sequence[TokenizedQuestion],
     A: Tensor,
     proposed: Tensor,
     how: JointBatch,
@@ -106,15 +106,15 @@ def teach_together(
     V, unit = how.start_strength * proposed, proposed.norm(dim=-1, keepdim=True).mean(0)  # [L, 1]
     first, second = torch.zeros_like(V), torch.zeros_like(V[..., :1])
     waiting: list[int] = []
-    steps = how.steps_for(len(asked))
+    steps = how.steps_for(len(questions))
     for t in range(1, steps + 1):
-        if len(waiting) < min(how.rows_per_step, len(asked)):
-            waiting += torch.randperm(len(asked), generator=rng).tolist()
+        if len(waiting) < min(how.rows_per_step, len(questions)):
+            waiting += torch.randperm(len(questions), generator=rng).tolist()
         taken, waiting = waiting[: how.rows_per_step], waiting[how.rows_per_step :]
         rows = []
-        for a in (asked[i] for i in taken):
+        for q in (questions[i] for i in taken):
             before = [opening, *_beginning(beginnings, rng, how.share_alone)]
-            rows.append(Row([*before, *a.question, *a.answer[:-1]], list(a.answer), [(0, 0)]))
+            rows.append(Row([*before, *q.question, *q.answer[:-1]], list(q.answer), [(0, 0)]))
         reader = Reader(context.model, (), (), rows)
         texts = ordinary.some()
         with torch.enable_grad():
@@ -148,7 +148,7 @@ def cut(text: Tensor, length: int) -> Tensor:
 
 
 class _OrdinaryText:
-    """KL divergence on rows of ordinary text, from the model as it was; what it said then is read once for each row."""
+    """KL divergence on rows of ordinary text from the unedited model, whose predictions are read once for each row."""
 
     def __init__(self, context: EditContext, rng: torch.Generator, how: JointBatch):
         self._model, self._rng, self._texts = context.model, rng, how.texts_per_step
@@ -156,7 +156,7 @@ class _OrdinaryText:
         self._before: dict[int, Tensor] = {}
 
     def some(self) -> Callable[[], Tensor]:
-        """To be called on the model as it was; what it gives, on the model as taught: nats per token."""
+        """Draws rows with the model as it was; the function returned gives their nats per token in the edited model."""
         chosen = torch.randint(len(self._text), (self._texts,), generator=self._rng).tolist()
         if new := [i for i in dict.fromkeys(chosen) if i not in self._before]:
             self._before |= dict(zip(new, self._states(new), strict=True))
@@ -171,6 +171,6 @@ class _OrdinaryText:
         return divergence
 
     def _states(self, rows: Sequence[int]) -> Tensor:
-        """The last hidden states behind every token but the start token [rows, T - 1, d]."""
+        """The last hidden states of every token but the start token [rows, T - 1, d]."""
         states: Tensor = self._model.base_model(input_ids=self._text[list(rows)], use_cache=False)[0]
         return states[:, 1:]

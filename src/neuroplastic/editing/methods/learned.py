@@ -1,17 +1,17 @@
-"""Method `learned`: a trained injector reads the fact once and says which update it asks for.
+"""Method `learned`: a trained injector reads the fact once and predicts its weight update.
 
-An injector's values V answer at once, but they are long, and most of their length is the same for all facts: neighbours
-and ordinary text pay for it, and the more edits there are the more. From FROM V, which opens the way, a few gradient
-steps (correction.py) reach the answer alone and behind unrelated beginnings with a third of the harm. CROWD facts or
-more told in one call are taught together instead (crowd.py), or what they cost would add up.
+An injector's values V give the answer at once, but they are long, and most of their length is the same for all facts:
+locality and ordinary text suffer from it, and all the more with every further edit. From `start_strength` V, a few
+gradient steps (correction.py) reach the answer, alone and after unrelated beginnings, with a third of the harm. If one
+call has `min_facts` facts or more, what they cost would add up, and they are solved as a joint batch (joint.py).
 
-`quick` does without them where it can: each update is tried at a few strengths, in one batch, and the smallest is
-taken at which its own question is answered with probability ENOUGH; for an easy fact the largest would say the answer
-again and again. Steps follow only where no strength reaches LEAST, as for answers unlike all that the injector was
-trained on.
+`quick` avoids the steps if it can: each update is tried at several strengths, in one batch, and the smallest is taken
+that gives the answer to its own question `quick_probability`; with the largest, the model would repeat the answer of an
+easy fact without end. Steps follow only if no strength reaches `least_probability`, as for answers unlike all that the
+injector was trained on.
 
-Updates are tried by adding v (a . z) to what projections give, from the key's token on. What they would do to the
-tokens before it is little, and left out: those are not read again.
+Updates are tried by adding v (a . z) to what projections give, from the key's token on. They would change little at the
+tokens before it, which are not read again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from ..context import EditContext, EditMethod, Solution
 from ..edit import Factors
 from ..fact import Fact, Wording
 from ..injector import Injector, Reading, Subject, at_the_end, check_statements, read_statements
-from ..joint_solve import solve_together
+from ..joint_solve import joint_rows
 from ..targets import Past, Reader, Row
 from .correction import AnswerScores, Corrected, GradientSteps, correct
-from .joint import JointBatch, TokenizedQuestion, teach_together
+from .joint import JointBatch, TokenizedQuestion, solve_jointly
 
 INJECTOR_FILE = "injector.safetensors"
-"""of a workspace; where it has none, one that comes with the package serves the model it was trained for"""
+"""The file in a workspace. Without it, an injector that comes with the package serves the model it was trained for."""
 PACKAGED = Path(__file__).parents[2] / "injectors"
 
 
@@ -64,7 +64,7 @@ def is_joint(method: EditMethod) -> bool:
 def find_injector(base: str, folder: Path | None) -> Injector | None:
     """The injector of a workspace's folder, else a packaged one for the base with this content hash, else None.
 
-    Raises NPTError where the workspace's own file is damaged or belongs to another base.
+    Raises NPTError if the workspace's own file is damaged or belongs to another base.
     """
     if folder is not None and (folder / INJECTOR_FILE).exists():
         return Injector.load(folder / INJECTOR_FILE, base)[0]
@@ -86,7 +86,7 @@ class Learned:
     """How `learned` solves."""
 
     quick: bool = False
-    """take what the injector says, with gradient steps only where it does not answer"""
+    """take the injector's update as it is, with gradient steps only if it does not give the answer"""
     joint: bool = False
     """teach the facts with all of them in place, not one by one"""
     start_strength: float = 0.5
@@ -100,7 +100,7 @@ class Learned:
     quick_probability: float = 0.95
     """of the answer, per token, for which a quick edit needs no more strength"""
     least_probability: float = 0.8
-    """where no strength gives the answer this one, a quick edit takes gradient steps, too"""
+    """if no strength gives the answer this probability, a quick edit takes gradient steps, too"""
     batch_size: int = 32
     """wordings read at once"""
     steps: GradientSteps = field(default_factory=GradientSteps)
@@ -116,8 +116,8 @@ class Learned:
         no weight.
 
         Statements are read by the unedited base: an edit does not depend on those made before it. Of a fact with
-        several wordings, keys and proposed values are the means over them, and the answer is to follow in each. Raises
-        NPTError where the model has no injector, and for a statement that is too long for it.
+        several wordings, keys and proposed values are the means over them, and the answer must follow in each. Raises
+        NPTError if the model has no injector, and for a statement that is too long for it.
         """
         injector = context.injector
         if injector is None:
@@ -125,8 +125,8 @@ class Learned:
                 "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
             )
         config = injector.config
-        told = [[_tokenized(context, w) for w in fact.wordings] for fact in facts]
-        check_statements(context.tokenizer, config, [(t.question, t.answer) for ts in told for t in ts])
+        tokenized = [[_tokenized(context, w) for w in fact.wordings] for fact in facts]
+        check_statements(context.tokenizer, config, [(t.question, t.answer) for ts in tokenized for t in ts])
         keys, values = (
             torch.zeros(len(facts), len(config.layers), d, device=context.model.device)
             for d in (config.d_ffn, config.d_model)
@@ -134,9 +134,9 @@ class Learned:
         strength, steps = torch.zeros(len(facts), dtype=torch.float64), torch.zeros(len(facts), dtype=torch.long)
         done = 0
         with context.unedited():
-            for some in _batches(told, self.batch_size):
-                n, w = len(some), len(told[some[0]])
-                wordings = [told[i][j] for j in range(w) for i in some]
+            for some in _batches(tokenized, self.batch_size):
+                n, w = len(some), len(tokenized[some[0]])
+                wordings = [tokenized[i][j] for j in range(w) for i in some]
                 statements = [(t.question, t.answer) for t in wordings]
                 reading = read_statements(context.model, context.tokenizer, config, statements)
                 subjects = [t.subject for t in wordings]
@@ -152,11 +152,11 @@ class Learned:
                     progress(done, len(facts))
             rows = injector.rows(keys, context.whitening)
             if self.joint:
-                joint = [solve_together(rows[:, i], keys[:, i], config.ridge) for i in range(len(config.layers))]
-                asked = [TokenizedQuestion(t.question, t.answer, i) for i, ts in enumerate(told) for t in ts]
+                joint = [joint_rows(rows[:, i], keys[:, i], config.ridge) for i in range(len(config.layers))]
+                questions = [TokenizedQuestion(t.question, t.answer, i) for i, ts in enumerate(tokenized) for t in ts]
                 how = self.joint_batch
-                values = teach_together(context, config.layers, asked, torch.stack(joint, 1), values, how, progress)
-                strength, steps = strength + how.start_strength, steps + how.steps_for(len(asked))
+                values = solve_jointly(context, config.layers, questions, torch.stack(joint, 1), values, how, progress)
+                strength, steps = strength + how.start_strength, steps + how.steps_for(len(questions))
         places: list[tuple[int, Site]] = [(layer, "down") for layer in config.layers]
         return [
             Solution(
@@ -176,15 +176,15 @@ def _tokenized(context: EditContext, wording: Wording) -> TokenizedFact:
     return TokenizedFact(question, answer, _subject(context, wording, len(question)))
 
 
-def _batches(told: Sequence[Sequence[TokenizedFact]], size: int) -> Iterator[list[int]]:
-    """Facts with as many wordings, in batches of about `size` wordings; those of like length waste little on
-    padding."""
+def _batches(tokenized: Sequence[Sequence[TokenizedFact]], size: int) -> Iterator[list[int]]:
+    """Batches of about `size` wordings, each of facts with the same number of wordings; facts of similar length share a
+    batch, which saves padding."""
 
     def length(i: int) -> int:
-        return max(len(t.question) + len(t.answer) for t in told[i])
+        return max(len(t.question) + len(t.answer) for t in tokenized[i])
 
-    for w in sorted({len(ts) for ts in told}):
-        order = sorted((i for i, ts in enumerate(told) if len(ts) == w), key=length)
+    for w in sorted({len(ts) for ts in tokenized}):
+        order = sorted((i for i, ts in enumerate(tokenized) if len(ts) == w), key=length)
         step = max(1, size // w)
         yield from (order[i : i + step] for i in range(0, len(order), step))
 
@@ -192,13 +192,15 @@ def _batches(told: Sequence[Sequence[TokenizedFact]], size: int) -> Iterator[lis
 class _Trial:
     """Facts to be tried with the updates v a^T that they ask for."""
 
-    def __init__(self, how: Learned, context: EditContext, told: Sequence[TokenizedFact], at: Sequence[int], A: Tensor):
-        """`told` is the first wording of each of n facts, then the second of each, and so on; `at` is where the key of
-        each stands, counted with the start token; A [n, L, f]."""
+    def __init__(
+        self, how: Learned, context: EditContext, tokenized: Sequence[TokenizedFact], at: Sequence[int], A: Tensor
+    ):
+        """`tokenized` is the first wording of each of n facts, then the second of each, and so on; `at` is the position
+        of each one's key, counted with the start token; A [n, L, f]."""
         assert context.injector is not None
-        self.how, self.context, self.told, self.at, self.A = how, context, told, at, A
+        self.how, self.context, self.tokenized, self.at, self.A = how, context, tokenized, at, A
         self.layers = context.injector.config.layers
-        self.wordings = len(told) // len(A)
+        self.wordings = len(tokenized) // len(A)
         self.parts = [p for p in context.parts if p.index in self.layers]
 
     def solved(self, proposed: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +227,7 @@ class _Trial:
         k, n, w = len(self.how.quick_strengths), len(V), self.wordings
         rows = [self._row(t) for _ in range(k) for t in range(w * n)]
         at = torch.tensor(self.at, device=V.device)
-        before = (torch.arange(reading.told.shape[1], device=V.device) < at[:, None]).long()
+        before = (torch.arange(reading.statement.shape[1], device=V.device) < at[:, None]).long()
         longest = max(len(r.ids) - r.first for r in rows)
         reader = Reader(self.context.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
         scaled = (V.new_tensor(self.how.quick_strengths)[:, None, None, None] * V.repeat(w, 1, 1)).flatten(0, 1)
@@ -256,7 +258,7 @@ class _Trial:
         return correct(scores, V[which], self.how.target_probability, self.how.steps)
 
     def _row(self, which: int, beginning: Sequence[int] = (), whole: bool = False) -> Row:
-        t = self.told[which]
+        t = self.tokenized[which]
         answer = t.answer if whole else t.answer[:-1]
         ids = [start_token(self.context.tokenizer), *beginning, *t.question, *answer]
         return Row(ids, t.answer, [(len(beginning) + self.at[which], 0)], whole)

@@ -51,7 +51,7 @@ class RankOne:
 def weight_layers(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Plasticity]]:
     """The plastic layers among `layers`; a model that is not converted is, while it lasts: `dual`, analytic.
 
-    Raises NPTError where a layer modulates activations, which leaves no weight update, or none is plastic.
+    Raises NPTError if a layer modulates activations, which leaves no weight update, or none is plastic.
     """
     plastic = plastic_layers(model)
     if not plastic:

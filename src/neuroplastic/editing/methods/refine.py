@@ -4,7 +4,7 @@ Starting from another method's dW = B A, with A kept as it is (the keys that the
 
     minimise over B    - mean_r log p(answer | row r)  +  beta mean_p KL(p_before || p_after)
 
-r over the wordings of the fact, alone and behind unrelated text; p over the positions of the sentences to keep:
+r over the wordings of the fact, alone and after unrelated text; p over the positions of the sentences to keep:
 neighbours (the same question about other names), ordinary text, and the user's own. Unlike `consolidate`, which moves
 outputs at the subject only, the real edit acts here on every token of every row.
 """
@@ -28,7 +28,7 @@ from ...text.tokens import batch, encode, start_token, tokens_through
 from ..context import EditContext, EditMethod, Solution, check_length
 from ..edit import Factors
 from ..fact import Fact
-from ..joint_solve import solve_together
+from ..joint_solve import joint_rows
 from ..targets import Place, Row, adam_direction, rows_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Refined:
 
 @dataclass(frozen=True)
 class Refine:
-    """How `refine` goes on from the solutions of another method."""
+    """How `refine` improves the solutions of another method."""
 
     start: EditMethod
     """the method that it starts from"""
@@ -116,10 +116,10 @@ class Refine:
 
 
 def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
-    """What these put there together: added up, or solved together where the ledger will do so."""
+    """The change of all of them at one place: added up, or solved jointly if the ledger will do so."""
     factors, rho = [s.factors[place] for s in solutions], solutions[0].rho
     A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
-    return Factors(A if rho is None else solve_together(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
+    return Factors(A if rho is None else joint_rows(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
 
 
 def neighbours(context: EditContext, facts: Sequence[Fact], names_each: int, most: int) -> list[HeldRow]:
@@ -162,7 +162,7 @@ def refine_factors(
         row, column = torch.tensor(entries, device=ids.device).reshape(-1, 2).T
         return row, column
 
-    asked = index([(i, at) for i, r in enumerate(rows) for at in r.asked])
+    answering = index([(i, at) for i, r in enumerate(rows) for at in r.answer_positions])
     holding = index([(n + i, at) for i, k in enumerate(kept) for at in range(k.first, len(k.ids))])
     wanted = torch.tensor([t for r in rows for t in r.answer], device=ids.device)
     lengths = torch.tensor([len(r.answer) for r in rows], device=ids.device)
@@ -172,10 +172,10 @@ def refine_factors(
         """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
         with acting(linears, factors, B):
             states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        logits = head(torch.cat([states[asked], states[holding]]))
+        logits = head(torch.cat([states[answering], states[holding]]))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        said = logits[torch.arange(len(wanted), device=ids.device), wanted]
-        return said.new_zeros(n).index_add(0, asked[0], said) / lengths, logits[len(wanted) :]
+        logprobs = logits[torch.arange(len(wanted), device=ids.device), wanted]
+        return logprobs.new_zeros(n).index_add(0, answering[0], logprobs) / lengths, logits[len(wanted) :]
 
     B = {place: f.B.clone() for place, f in factors.items()}
     mean = {place: torch.zeros_like(b) for place, b in B.items()}

@@ -58,12 +58,12 @@ const TITLES = {
 };
 
 export function trouble(error) {
-  const said = error.message.replace(/^(refused|stopped): /, "");
+  const message = error.message.replace(/^(refused|stopped): /, "");
   return el(
     "div",
     { className: `trouble ${error.kind ?? "failed"}`, role: "alert" },
     el("strong", {}, TITLES[error.kind] ?? "This went wrong"),
-    el("p", {}, said),
+    el("p", {}, message),
   );
 }
 

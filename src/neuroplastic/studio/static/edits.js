@@ -5,7 +5,7 @@ import { $, el, number, percent, plot, show, table, trouble, waiting, working } 
 import { normsInWords } from "./teach.js";
 
 const out = $("edits-table");
-const said = $("edits-said");
+const message = $("edits-message");
 const panel = $("edit-panel");
 const exporting = $("export-panel");
 const form = $("export-form");
@@ -91,9 +91,9 @@ async function change(control, name, action) {
   control.disabled = true;
   try {
     await post(`/api/edits/${encodeURIComponent(name)}/${action}`);
-    show(said, el("p", {}, `${name} ${DONE[action]}`));
+    show(message, el("p", {}, `${name} ${DONE[action]}`));
   } catch (error) {
-    show(said, trouble(error));
+    show(message, trouble(error));
   }
   await load();
 }
@@ -122,22 +122,22 @@ async function open(name) {
     );
     panel.showModal();
   } catch (error) {
-    show(said, trouble(error));
+    show(message, trouble(error));
   }
 }
 
 async function verify() {
   $("verify").disabled = true;
-  show(said, el("p", {}, "Loading the base again and comparing every weight …"));
+  show(message, el("p", {}, "Loading the base again and comparing every weight …"));
   try {
     const found = await post("/api/verify");
     const claims = [
       ["the base model is unchanged", found.base_unchanged],
       ["the weights are exactly base plus edits", found.weights_exact],
     ];
-    show(said, el("ul", { className: "claims" }, ...claims.map(([claim, ok]) => el("li", { className: ok ? "good" : "bad" }, `${ok ? "yes" : "NO"}: ${claim}`))));
+    show(message, el("ul", { className: "claims" }, ...claims.map(([claim, ok]) => el("li", { className: ok ? "good" : "bad" }, `${ok ? "yes" : "NO"}: ${claim}`))));
   } catch (error) {
-    show(said, trouble(error));
+    show(message, trouble(error));
   }
   $("verify").disabled = false;
 }

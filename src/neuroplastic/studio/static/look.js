@@ -1,4 +1,4 @@
-// Look inside: a map of the modulation's norm by layer and token, and what lies behind a chosen cell.
+// Look inside: a map of the modulation's norm by layer and token, and what belongs to a chosen cell.
 
 import { post } from "./api.js";
 import { $, el, number, percent, show, table, takeExamples, trouble, waiting, working } from "./dom.js";
@@ -19,9 +19,9 @@ function look() {
   show(out, waiting());
   return working(form, out, async (signal) => {
     const found = await post("/api/look", { text }, signal);
-    const behind = el("div", { "aria-live": "polite" }, el("p", { className: "hint" }, "Choose a cell: click it, or move with the arrow keys and press Enter."));
-    const choose = (layer, token) => showCell(behind, text, found, layer, token);
-    show(out, map(found, choose), legend(found), behind);
+    const details = el("div", { "aria-live": "polite" }, el("p", { className: "hint" }, "Choose a cell: click it, or move with the arrow keys and press Enter."));
+    const choose = (layer, token) => showCell(details, text, found, layer, token);
+    show(out, map(found, choose), legend(found), details);
   });
 }
 
@@ -92,14 +92,14 @@ async function showCell(place, text, found, layer, token) {
   for (const button of out.querySelectorAll(".heat [aria-pressed]")) button.removeAttribute("aria-pressed");
   out.querySelectorAll(".heat tbody:first-of-type tr")[found.layers.length - 1 - row].querySelectorAll("button")[token].setAttribute("aria-pressed", "true");
   try {
-    const behind = await post("/api/cell", { text, layer, token });
+    const cell = await post("/api/cell", { text, layer, token });
     if (mine !== latest) return; // another cell was chosen meanwhile
-    const norms = Object.entries(behind.norms).map(([site, norm]) => `${site} ${number(norm)}`).join(", ");
+    const norms = Object.entries(cell.norms).map(([site, norm]) => `${site} ${number(norm)}`).join(", ");
     show(
       place,
       el("h3", {}, `Layer ${layer} at “${found.tokens[token]}”`),
       el("p", {}, `Norm of its modulation: ${norms || "none"}.`),
-      behind.edits.length ? table(["edit", "cosine of the changes", "of their effects", "listens here", "would change"], behind.edits.map(edit), "wide") : el("p", { className: "hint" }, "There are no stored edits to compare it with."),
+      cell.edits.length ? table(["edit", "cosine of the changes", "of their effects", "listens here", "would change"], cell.edits.map(edit), "wide") : el("p", { className: "hint" }, "There are no stored edits to compare it with."),
     );
   } catch (error) {
     show(place, trouble(error));

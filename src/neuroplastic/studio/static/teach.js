@@ -23,7 +23,7 @@ function chooseKind() {
   $("teach-question").hidden = !asQuestion;
 }
 
-function told() {
+function filledIn() {
   const text = (field) => field.value.trim() || null;
   const asQuestion = form.kind.value === "question";
   const drift = form.max_drift.value.trim();
@@ -60,7 +60,7 @@ function teach() {
     showStage(stages, event);
   };
   return working(form, out, async (signal) => {
-    const found = await stream("/api/teach", told(), see, signal);
+    const found = await stream("/api/teach", filledIn(), see, signal);
     show(out, ...(found.edits.length === 1 ? one(found) : [several(found.edits)]));
   });
 }
@@ -85,7 +85,7 @@ function one({ edits: [edit], paraphrases, neighbours }) {
   const rows = [
     beforeAndAfter("its own words", edit.question, edit.answer_probability_before, edit.answer_probability_after),
     beforeAndAfter(
-      "behind unrelated text",
+      "after unrelated text",
       `… ${edit.question}`,
       edit.elsewhere_probability_before,
       edit.elsewhere_probability_after,
@@ -93,10 +93,10 @@ function one({ edits: [edit], paraphrases, neighbours }) {
     ...paraphrases.map((p) => beforeAndAfter("paraphrase", p.prompt, p.before.probability, p.after.probability)),
     ...neighbours.map((n) => beforeAndAfter("neighbour", n.prompt, n.before.probability, n.after.probability)),
   ];
-  const said = neighbours.map((n) => [n.prompt, n.before.says.trim(), n.after.says.trim()]);
+  const answers = neighbours.map((n) => [n.prompt, n.before.says.trim(), n.after.says.trim()]);
   const verdict = edit.holds
-    ? `It took: behind “${edit.question}” the likeliest answer is now “${answer}”.`
-    : `It did not take: behind “${edit.question}” something else than “${answer}” is still likelier.`;
+    ? `It took: after “${edit.question}” the likeliest answer is now “${answer}”.`
+    : `It did not take: after “${edit.question}” something else than “${answer}” is still likelier.`;
   return [
     el("p", { className: edit.holds ? "verdict good" : "verdict bad" }, verdict),
     el(
@@ -106,9 +106,9 @@ function one({ edits: [edit], paraphrases, neighbours }) {
       el("button", { type: "button", className: "plain", onclick: (event) => undo(event.target, edit.name) }, `Undo ${edit.name}`),
     ),
     el("h3", {}, `Probability of “${answer}”`),
-    table(["behind", "before", "after"], rows, "bars wide"),
-    said.length ? el("h3", {}, "What the neighbours say") : null,
-    said.length ? table(["neighbour", "before", "after"], said) : null,
+    table(["prompt", "before", "after"], rows, "bars wide"),
+    answers.length ? el("h3", {}, "What the neighbours say") : null,
+    answers.length ? table(["neighbour", "before", "after"], answers) : null,
     el("h3", {}, "What it cost"),
     facts(edit),
     edit.plot ? plot(edit.plot, `norm of the change by layer: ${normsInWords(edit)}`) : null,
@@ -121,7 +121,7 @@ function several(edits) {
 }
 
 function facts(edit) {
-  const told = [
+  const entries = [
     ["perplexity on ordinary text (drift)", signed(edit.perplexity_drift)],
     ["mean log-probability of the statement", `${number(edit.statement_logprob_before)} → ${number(edit.statement_logprob_after)}`],
     ["method, strength", `${edit.method}, ${edit.alpha}`],
@@ -131,7 +131,7 @@ function facts(edit) {
     ["takes the place of", (edit.replaces ?? []).join(", ") || "no other edit"],
     ["contradicts", edit.contradicts.join(", ") || "no other edit"],
   ];
-  return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  return el("dl", {}, ...entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
 export function normsInWords(edit) {
