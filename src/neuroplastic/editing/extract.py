@@ -184,7 +184,7 @@ def transfer(
         raise NPTError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
     ids = _ids(model, tokenizer, prompt)
     n = ids.shape[1] - 1
-    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen = torch.zeros(n, dtype=torch.bool, device=ids.device)
     try:
         chosen[position] = True
     except IndexError:

@@ -215,6 +215,10 @@ class Injector(nn.Module):
     def __init__(self, config: InjectorConfig):
         super().__init__()
         self.config = config
+        with torch.device("cpu"):  # drawn by the CPU's generator, and moved to the model later
+            self._make_layers(config)
+
+    def _make_layers(self, config: InjectorConfig) -> None:
         r = config.width
         self.read = nn.Linear(len(config.depths) * config.d_model, r)
         self.position = nn.Parameter(torch.randn(config.max_length, r) * 0.02)
@@ -333,8 +337,7 @@ def read_statements(
     """One forward pass over statements, in the mode the model is in. Raises NPTError as `check_statements` does."""
     check_statements(tokenizer, config, statements)
     start = start_token(tokenizer)
-    ids, mask = batch([[start, *q, *a] for q, a in statements], pad=start)
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids, mask = batch([[start, *q, *a] for q, a in statements], start, model.device)
     with _recording(model, config) as (hidden, read):
         cache = cache_of(model.base_model(input_ids=ids, attention_mask=mask, use_cache=True))
     told = mask.bool()

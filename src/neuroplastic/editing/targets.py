@@ -156,7 +156,7 @@ class Reader:
         self.past = self._read_past(starts, longest) if past is None else past
         if self.past is None:
             starts = [0] * len(rows)
-        self.ids, here = (t.to(device) for t in batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], pad=0))
+        self.ids, here = batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], 0, device)
         self.position = torch.tensor(starts, device=device)[:, None] + torch.arange(here.shape[1], device=device)
         self.mask = here if self.past is None else torch.cat([self.past.mask, here], 1)
 
@@ -182,8 +182,7 @@ class Reader:
         """What comes before the first key, or None where some layer would not keep it for the `longest` rest."""
         if min(starts) < 1:
             return None
-        ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], 0, self.model.device)
         read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True)
         return Past.of(cache_of(read), mask, longest)
 

@@ -45,7 +45,7 @@ class LowRank(Generator):
         self.width = config.coarse_rank + config.np_rank
         """of the code: the coarse part first, then the layer's own"""
         # each layer its own stream, so that adding a layer does not change the others
-        self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
+        self._rng = torch.Generator("cpu").manual_seed((config.seed * 1_000_003 + layer) % 2**63)
 
     def _add_parts(self, leads: bool) -> None:
         """Behind what a plain generator has, so that its parameters are drawn as without them."""

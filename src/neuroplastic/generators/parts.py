@@ -24,7 +24,7 @@ OPEN = 4.0
 
 def linear(rng: torch.Generator, d_in: int, d_out: int, std: float) -> nn.Linear:
     """Without bias, drawn from `rng`; the default initialisation would draw from the global random state."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
+    made = nn.Linear(d_in, d_out, bias=False, device="meta").to_empty(device=rng.device)
     with torch.no_grad():
         made.weight.normal_(0, std, generator=rng)
     return made
@@ -70,7 +70,7 @@ class Gate(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.wanted = nn.utils.skip_init(nn.Linear, 2 * d_model, 1)
+        self.wanted = nn.Linear(2 * d_model, 1, device="meta").to_empty(device="cpu")
         self.open_all()
 
     @torch.no_grad()

@@ -90,7 +90,8 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
             told = [encode_after(tokenizer, f.question, f.answer) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, told))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
-            some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())
+            p = torch.tensor(targets.probability, device="cpu")
+            some = Examples(x.cpu().half(), delta.cpu().half(), p.half())
             write_tensors(path, some._asdict(), {"kind": "examples"})
             found.append(Examples(*(t.float() for t in some)))  # as they will be read
             step(min(first + TOGETHER, len(topics)), len(topics))
@@ -128,7 +129,7 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
         raise NPTError(f"{len(examples.x)} facts are too few to fit values to; {FEWEST} are needed at least")
     x, p = examples.x.double(), examples.p.double()
     u = normalize(examples.delta.double(), dim=-1).flatten(1)
-    held = torch.arange(len(x)) % 10 == 9
+    held = torch.arange(len(x), device=x.device) % 10 == 9
 
     def cosine(lam: float) -> float:
         told = ridge(x[~held], u[~held], p[~held], lam)(x[held])
@@ -149,7 +150,7 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     injector.straight.weight[:rank] = code.T.float()
     injector.straight.bias[:rank] = -(fit.offset @ code).float()
     mean = fit.mean.unflatten(0, (len(config.layers), config.d_model))
-    sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms).double()
+    sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms, device=x.device).double()
     injector.size.bias.copy_(sizes.clamp_min(0.01).expm1().log())  # the inverse of softplus
     for i, head in enumerate(injector.values):
         assert isinstance(head, torch.nn.Linear)

@@ -282,7 +282,7 @@ class Injection:
         of like length."""
         found: dict[int, Tensor] = {}
         for some in batches_of_like_length([len(r.ids) for r in rows]):
-            ids, mask = (t.to(self.model.device) for t in batch([rows[i].ids for i in some], pad=self.start))
+            ids, mask = batch([rows[i].ids for i in some], self.start, self.model.device)
             here = None if applied is None else applied([rows[i].owner for i in some])
             with self._adding(here):
                 states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
@@ -316,7 +316,7 @@ def alone(found: Proposal) -> Applied:
 def _unlikely(asked: Sequence[Row], said: Tensor, enough: float) -> Tensor:
     """max(0, log enough - log p) of the wanted answers, log p a mean over tokens; the mean over rows."""
     wanted = torch.tensor([t for r in asked for t in r.wanted], device=said.device)
-    nll = -said[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
+    nll = -said[: len(wanted)][torch.arange(len(wanted), device=said.device), wanted].clamp_min(-LARGEST_LOSS)
     each = torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])])
     return (each + math.log(enough)).clamp_min(0).mean()
 
@@ -340,8 +340,8 @@ class _Crowd:
 
     def __init__(self, most: int, layers: int, d_ffn: int, d_model: int):
         self.most = most
-        self.K, self.V = torch.zeros(0, layers, d_ffn).half(), torch.zeros(0, layers, d_model).half()
-        self.subject = torch.zeros(0, dtype=torch.int64)
+        self.K, self.V = (torch.zeros(0, layers, d, dtype=torch.float16, device="cpu") for d in (d_ffn, d_model))
+        self.subject = _hashed([])
 
     def add(self, K: Tensor, V: Tensor, subjects: Sequence[str | None]) -> None:
         self.K, self.V = (torch.cat([old, new.half()])[-self.most :] for old, new in ((self.K, K), (self.V, V)))
@@ -362,4 +362,5 @@ class _Crowd:
 
 def _hashed(subjects: Sequence[str | None]) -> Tensor:
     """A number per subject; a lesson without one shares its number with no subject."""
-    return torch.tensor([-1 if s is None else zlib.crc32(s.encode()) for s in subjects], dtype=torch.int64)
+    numbers = [-1 if s is None else zlib.crc32(s.encode()) for s in subjects]
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

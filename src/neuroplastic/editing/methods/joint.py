@@ -100,7 +100,7 @@ def teach_together(
     by_index = {p.index: p for p in context.parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in places}
     factors = {place: Factors(A[:, i].to(proposed), proposed[:, i].T) for i, place in enumerate(places)}
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator("cpu").manual_seed(0)
     opening, beginnings = start_token(context.tokenizer), context.prefixes(how.beginnings)
     ordinary = _OrdinaryText(context, rng, how)
     V, unit = how.start_strength * proposed, proposed.norm(dim=-1, keepdim=True).mean(0)  # [L, 1]
@@ -109,7 +109,7 @@ def teach_together(
     steps = how.steps_for(len(asked))
     for t in range(1, steps + 1):
         if len(waiting) < min(how.rows_per_step, len(asked)):
-            waiting += torch.randperm(len(asked), generator=rng).tolist()
+            waiting += torch.randperm(len(asked), generator=rng, device=rng.device).tolist()
         taken, waiting = waiting[: how.rows_per_step], waiting[how.rows_per_step :]
         rows = []
         for a in (asked[i] for i in taken):
@@ -135,7 +135,8 @@ def teach_together(
 
 
 def _beginning(beginnings: Sequence[list[int]], rng: torch.Generator, share_alone: float) -> list[int]:
-    alone, which = torch.rand((), generator=rng).item() < share_alone, torch.randint(len(beginnings), (), generator=rng)
+    alone = torch.rand((), generator=rng, device=rng.device).item() < share_alone
+    which = torch.randint(len(beginnings), (), generator=rng, device=rng.device)
     return [] if alone else beginnings[int(which)]
 
 
@@ -157,7 +158,8 @@ class _OrdinaryText:
 
     def some(self) -> Callable[[], Tensor]:
         """To be called on the model as it was; what it gives, on the model as taught: nats per token."""
-        chosen = torch.randint(len(self._text), (self._texts,), generator=self._rng).tolist()
+        rng = self._rng
+        chosen = torch.randint(len(self._text), (self._texts,), generator=rng, device=rng.device).tolist()
         if new := [i for i in dict.fromkeys(chosen) if i not in self._before]:
             self._before |= dict(zip(new, self._states(new), strict=True))
         head = self._model.get_output_embeddings()

@@ -131,7 +131,7 @@ class Learned:
             torch.zeros(len(facts), len(config.layers), d, device=context.model.device)
             for d in (config.d_ffn, config.d_model)
         )
-        strength, steps = torch.zeros(len(facts), dtype=torch.float64), torch.zeros(len(facts), dtype=torch.long)
+        strength, steps = (torch.zeros(len(facts), dtype=t, device="cpu") for t in (torch.float64, torch.long))
         done = 0
         with context.unedited():
             for some in _batches(told, self.batch_size):

@@ -155,7 +155,7 @@ def refine_factors(
     """
     by_index = {p.index: p for p in parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in factors}
-    ids, mask = (t.to(model.device) for t in batch([*(r.ids for r in rows), *(k.ids for k in kept)], pad=0))
+    ids, mask = batch([*(r.ids for r in rows), *(k.ids for k in kept)], 0, model.device)
     n = len(rows)
 
     def index(entries: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
