@@ -203,10 +203,12 @@ class Mixer(nn.Module):
 
     def forward(self, s: Tensor, seen: Tensor) -> Tensor:
         """s [n, T, r], seen [n, T] bool -> [n, T, r]."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(s)).chunk(3, -1))
+        qkv: Tensor = self.qkv(self.norm1(s))
+        q, k, v = (torch.unflatten(t, -1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
         s = s + self.out(mixed.transpose(1, 2).flatten(2))
-        return s + self.down(self.up(self.norm2(s)).relu())
+        bent: Tensor = self.down(self.up(self.norm2(s)).relu())
+        return s + bent
 
 
 class Injector(nn.Module):

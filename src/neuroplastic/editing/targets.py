@@ -218,17 +218,18 @@ class Reader:
     def _states(self) -> Tensor:
         """The last hidden states [R, T, d]."""
         reader = self.model.base_model
-        return reader(
+        states: Tensor = reader(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
             use_cache=self.past is not None,
             **cache_argument(reader, self._cache()),
         )[0]
+        return states
 
     def _predicted(self, states: Tensor, row: Tensor, column: Tensor) -> Tensor:
         # the vocabulary is large: only the positions that are asked about get logits
-        logits = self.model.get_output_embeddings()(states[row, column])
+        logits: Tensor = self.model.get_output_embeddings()(states[row, column])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def of_answers(self, predictions: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class RankAttention(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """a [..., d] -> w [..., k], of which `top` are above zero."""
-        logits = self.wanted(rms_normed(a))
+        logits: Tensor = self.wanted(rms_normed(a))
         if self.top < logits.shape[-1]:
             chosen = logits.topk(self.top, -1).indices
             hidden = torch.full_like(logits, -math.inf).scatter(-1, chosen, 0.0)

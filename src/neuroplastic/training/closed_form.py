@@ -133,8 +133,8 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
 
     def cosine(lam: float) -> float:
         told = ridge(x[~held], u[~held], p[~held], lam)(x[held])
-        each = torch.nn.functional.cosine_similarity(told.unflatten(1, (-1, config.d_model)),
-                                                     u[held].unflatten(1, (-1, config.d_model)), dim=-1)  # fmt: skip
+        found, wanted = (torch.unflatten(t, 1, (-1, config.d_model)) for t in (told, u[held]))
+        each = torch.nn.functional.cosine_similarity(found, wanted, dim=-1)
         return float((each.mean(1) * p[held]).sum() / p[held].sum())
 
     best = max(LAMBDAS, key=cosine)
@@ -144,12 +144,13 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     rank = len(V)
     code = fit.W @ V.T  # [D, rank]
     spread = ((x - fit.offset) @ code).square().mean(0).sqrt() + 1e-9
-    code, heads = code / spread, (V * spread[:, None]).unflatten(1, (len(config.layers), config.d_model))
+    shape = len(config.layers), config.d_model
+    code, heads = code / spread, torch.unflatten(V * spread[:, None], 1, shape)
     injector.straight.weight.zero_()
     injector.straight.bias.zero_()
     injector.straight.weight[:rank] = code.T.float()
     injector.straight.bias[:rank] = -(fit.offset @ code).float()
-    mean = fit.mean.unflatten(0, (len(config.layers), config.d_model))
+    mean = torch.unflatten(fit.mean, 0, shape)
     sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms, device=x.device).double()
     injector.size.bias.copy_(sizes.clamp_min(0.01).expm1().log())  # the inverse of softplus
     for i, head in enumerate(injector.values):

@@ -187,7 +187,7 @@ class Injection:
             for name, applied in (("alone", alone(found)), ("together", self._together(found))):
                 said = self._read([*asked, *near, *texts], applied)
                 n, split = sum(len(r.at) for r in asked), sum(len(r.at) for r in near)
-                right = [s.argmax(-1).tolist() for s in said[:n].split([len(r.at) for r in asked])]
+                right = [s.argmax(-1).tolist() for s in torch.split(said[:n], [len(r.at) for r in asked])]
                 told = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
                 kl = kl_div(said[n:], before, log_target=True, reduction="none").sum(-1)
                 result[name] = {
@@ -289,7 +289,8 @@ class Injection:
             at = torch.tensor([(j, p) for j, i in enumerate(some) for p in rows[i].at], device=ids.device)
             # the vocabulary is large: only the positions that count get logits
             logits = self.model.get_output_embeddings()(states[at[:, 0], at[:, 1]]).float()
-            found |= zip(some, logits.log_softmax(-1).split([len(rows[i].at) for i in some]), strict=True)
+            said = torch.split(logits.log_softmax(-1), [len(rows[i].at) for i in some])
+            found |= zip(some, said, strict=True)
         return torch.cat([found[i] for i in range(len(rows))])
 
     def _adding(self, added: Added | None) -> AbstractContextManager[None]:
@@ -317,7 +318,7 @@ def _unlikely(asked: Sequence[Row], said: Tensor, enough: float) -> Tensor:
     """max(0, log enough - log p) of the wanted answers, log p a mean over tokens; the mean over rows."""
     wanted = torch.tensor([t for r in asked for t in r.wanted], device=said.device)
     nll = -said[: len(wanted)][torch.arange(len(wanted), device=said.device), wanted].clamp_min(-LARGEST_LOSS)
-    each = torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])])
+    each = torch.stack([part.mean() for part in torch.split(nll, [len(r.wanted) for r in asked])])
     return (each + math.log(enough)).clamp_min(0).mean()
 
 

@@ -356,7 +356,8 @@ class Workspace:
             raise NPTError(f"the prompt has {len(read)} tokens; it does not fit into the model's {room}")
         ids = torch.tensor([read], device=self.model.device)
         with self.seen(mode_, edited):
-            return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+        return logits.float().softmax(-1)
 
     def word_probabilities(
         self, prompt: str, words: Sequence[str], mode_: Mode = "standard", edited: bool = True

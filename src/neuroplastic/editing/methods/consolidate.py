@@ -88,7 +88,9 @@ class Consolidate:
 def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:
     """G = (I + K Z)^-1 Z^T. keys K [n, d_in], whitened Z^T = (lambda C)^-1 K [n, d_in] -> [n, d_in]."""
     gram = keys @ whitened.T
-    return torch.linalg.solve(gram + torch.eye(len(keys), dtype=gram.dtype, device=gram.device), whitened)
+    eye = torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
+    G: Tensor = torch.linalg.solve(gram + eye, whitened)
+    return G
 
 
 def batches_by_topic(facts: Sequence[Fact], size: int) -> Iterator[list[int]]:

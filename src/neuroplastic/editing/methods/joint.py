@@ -168,7 +168,8 @@ class _OrdinaryText:
             then, now = torch.stack([self._before[i] for i in chosen]), self._states(chosen)
             wide = torch.promote_types(now.dtype, torch.float32)
             p, q = (head(states).to(wide).log_softmax(-1) for states in (then, now))
-            return kl_div(q, p, reduction="sum", log_target=True) / q[..., 0].numel()
+            nats: Tensor = kl_div(q, p, reduction="sum", log_target=True) / q[..., 0].numel()
+            return nats
 
         return divergence
 

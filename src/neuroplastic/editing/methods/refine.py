@@ -109,7 +109,7 @@ class Refine:
         solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
         for place in places:
             owners = [i for i, s in enumerate(found) if place in s.factors]
-            columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
+            columns = torch.split(refined.B[place], [len(f.A) for f in parts_of[place]], 1)
             for i, f, B in zip(owners, parts_of[place], columns, strict=True):
                 solutions[i].factors[place] = Factors(f.A, B)
         return solutions
