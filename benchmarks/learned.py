@@ -216,7 +216,7 @@ def text_of_people(engine: EditableModel, options: argparse.Namespace) -> Tensor
     """Two thousand tokens from all over general_text.jsonl."""
     name = "general_text.jsonl"
     texts = read_texts(records_file(None if options.data is None else options.data / name, name))
-    return windows(engine.tokenizer, texts[:: len(texts) // 64 or 1], 128, 4096).to(engine.model.device)
+    return windows(engine.tokenizer, texts[:: len(texts) // 64 or 1], 128, 4096, engine.model.device)
 
 
 def bars(found: dict[str, Any]) -> dict[str, bool]:

@@ -61,7 +61,7 @@ def essence_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
 
 def states_of(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     """The last hidden states [R, T, d] of rows padded on the right."""
-    ids, mask = (t.to(model.device) for t in batch([row.ids for row in rows], pad=0))
+    ids, mask = batch([row.ids for row in rows], 0, model.device)
     states: Tensor = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
     return states
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
@@ -21,6 +21,7 @@ from .errors import NPTError
 from .files import cache_dir, file_hash, read_json, refuse_pointer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -55,7 +56,7 @@ NAMED = 4
 def load_base(
     spec: str | Path = DEFAULT_MODEL,
     dtype: str = "float32",
-    device: str | None = None,
+    device: str | torch.device | None = None,
     revision: str | None = None,
     **from_pretrained: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -78,7 +79,8 @@ def load_base(
         raise NPTError(f"{str(spec)!r} is a folder: only a model on the hub has revisions")
     which = {"revision": revision or of_id} if revision or of_id else {}
     try:
-        with quietly():
+        # with a device, the model is read into main memory and moved there, whatever torch's default device is
+        with quietly(), nullcontext() if device is None else torch.device("cpu"):
             tokenizer = AutoTokenizer.from_pretrained(source, **which)
             model, found = AutoModelForCausalLM.from_pretrained(
                 source,

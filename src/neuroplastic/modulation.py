@@ -60,7 +60,7 @@ def code_gram(code: Tensor, M: Tensor, k: int) -> Tensor:
     code [..., r], M [d, k r] the stacked M_j -> [..., k, k]. Forming the vectors costs d k r per token, this (k r)^2.
     """
     r = code.shape[-1]
-    G = (M.T @ M).unflatten(0, (k, r)).unflatten(-1, (k, r))  # [k, r, k, r]
+    G = (M.T @ M).view(k, r, k, r)
     half = torch.einsum("irjs,...s->...irj", G, code)
     return torch.einsum("...irj,...r->...ij", half, code)
 

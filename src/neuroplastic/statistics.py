@@ -142,4 +142,5 @@ def _inverse(C: Tensor) -> Tensor:
     wide = C.double()
     ridge = RIDGE * wide.diagonal().mean()
     factor = torch.linalg.cholesky(wide + ridge * torch.eye(len(wide), dtype=wide.dtype, device=wide.device))
-    return torch.cholesky_inverse(factor).to(C.dtype)
+    # laid out as it will be read from the file: products depend on the layout in the last bit
+    return torch.cholesky_inverse(factor).to(C.dtype).contiguous()

@@ -68,7 +68,8 @@ class Plasticity(nn.Module):
         def project(site: Site, z: Tensor) -> Tensor:
             linear = projection(mlp, site)
             if site not in sites:
-                return linear(z)
+                plain: Tensor = linear(z)
+                return plain
             y = self.generator(site, linear, z, signals)
             changed = None if self.probe is None else self.probe(site, linear, z, signals, y)
             return y if changed is None else changed
@@ -125,9 +126,9 @@ class _PlasticMLP:
     plasticity: Plasticity
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plasticity.state.dynamic:
-            return self.plasticity(x)
-        return super().forward(x)  # type: ignore[misc]
+        forward = self.plasticity if self.plasticity.state.dynamic else super().forward  # type: ignore[misc]
+        y: Tensor = forward(x)
+        return y
 
 
 class _LeavesInput:

@@ -22,6 +22,8 @@ from neuroplastic.text.tokens import (
     windows,
 )
 
+CPU = torch.device("cpu")
+
 
 def test_the_start_token() -> None:
     tokenizer = make_tokenizer()
@@ -37,7 +39,7 @@ def test_encode_adds_nothing_and_loses_nothing() -> None:
 
 
 def test_batch_pads_on_the_right() -> None:
-    ids, mask = batch([[5, 6, 7], [8]], pad=1)
+    ids, mask = batch([[5, 6, 7], [8]], 1, CPU)
     assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -45,12 +47,12 @@ def test_batch_pads_on_the_right() -> None:
 def test_windows_open_with_the_start_token_and_lose_no_order() -> None:
     tokenizer = make_tokenizer()
     start = start_token(tokenizer)
-    rows = windows(tokenizer, ["The quick brown fox jumps."] * 9, length=8, max_tokens=1000)
+    rows = windows(tokenizer, ["The quick brown fox jumps."] * 9, 8, 1000, CPU)
     assert rows.shape[1] == 8
     assert (rows[:, 0] == start).all()
     stream = [t for _ in range(9) for t in (*encode(tokenizer, "The quick brown fox jumps."), start)]
     assert rows[:, 1:].flatten().tolist() == stream[: rows[:, 1:].numel()]
-    assert windows(tokenizer, ["The quick"] * 9, length=8, max_tokens=14).numel() == 16
+    assert windows(tokenizer, ["The quick"] * 9, 8, 14, CPU).numel() == 16
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def calibration_rows(workspace: Workspace, data: Any, tokens: int) -> Tensor:
     model, tokenizer = workspace.model, workspace.tokenizer
     if data is not None:
         length = min(WINDOW, context_length(model))
-        return windows(tokenizer, read_texts(data), length, tokens).to(model.device)
+        return windows(tokenizer, read_texts(data), length, tokens, model.device)
     with workspace.engine.only(()), mode(model, "standard"):
         rows, _ = calibration_text(model, tokenizer, workspace.base.sha256)
     return rows[: max(1, tokens // rows.shape[1])]

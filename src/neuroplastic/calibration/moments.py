@@ -163,6 +163,6 @@ def _slopes(seen: Seen) -> Tensor:
     """Sum over some tokens of ((act'(g) u)^2 + act(g)^2) / 2 [f]; act' by automatic differentiation."""
     g, u = _rows(seen.g[:, ::SLOPED]).requires_grad_(), _rows(seen.u[:, ::SLOPED])
     with torch.enable_grad():
-        m = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
+        m: Tensor = seen.parts.mlp.act_fn(g)  # type: ignore[operator]
         (slope,) = torch.autograd.grad(m.sum(), g)
     return ((slope * u).square().sum(0) + m.detach().square().sum(0)) / 2

@@ -34,6 +34,8 @@ class Subspace:
 
 def inverse_root(C: Tensor, ridge: float = RIDGE) -> Tensor:
     """(C + ridge mean(diag C) I)^{-1/2}, symmetric; C [d, d] positive semidefinite. Zero for a zero C."""
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh(C)
     values = values.clamp_min(0) + ridge * C.diagonal().mean()
     root = torch.where(values > 0, values.clamp_min(torch.finfo(C.dtype).tiny).rsqrt(), 0)

@@ -118,7 +118,7 @@ class Edit:
     @property
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
-        return sum(frobenius_norm(*f).item() ** 2 for f in self.factors.values()) ** 0.5
+        return float(sum(frobenius_norm(*f).item() ** 2 for f in self.factors.values()) ** 0.5)
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints of an edit."""

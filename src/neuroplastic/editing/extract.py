@@ -82,7 +82,7 @@ class Modulation:
 
     def norm(self) -> float:
         """Frobenius norm over all layers and sites, from the factors."""
-        return sum(frobenius_norm(*f).item() ** 2 for f in self.factors.values()) ** 0.5
+        return float(sum(frobenius_norm(*f).item() ** 2 for f in self.factors.values()) ** 0.5)
 
     def inner(self, other: Modulation) -> float:
         """sum over layers and sites of tr(dW^T dW'), from the factors."""
@@ -184,7 +184,7 @@ def transfer(
         raise NPTError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
     ids = _ids(model, tokenizer, prompt)
     n = ids.shape[1] - 1
-    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen = torch.zeros(n, dtype=torch.bool, device=ids.device)
     try:
         chosen[position] = True
     except IndexError:

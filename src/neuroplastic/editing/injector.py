@@ -204,10 +204,12 @@ class Mixer(nn.Module):
 
     def forward(self, s: Tensor, seen: Tensor) -> Tensor:
         """s [n, T, r], seen [n, T] bool -> [n, T, r]."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(s)).chunk(3, -1))
+        qkv: Tensor = self.qkv(self.norm1(s))
+        q, k, v = (torch.unflatten(t, -1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
         s = s + self.out(mixed.transpose(1, 2).flatten(2))
-        return s + self.down(self.up(self.norm2(s)).relu())
+        bent: Tensor = self.down(self.up(self.norm2(s)).relu())
+        return s + bent
 
 
 class Injector(nn.Module):
@@ -216,6 +218,10 @@ class Injector(nn.Module):
     def __init__(self, config: InjectorConfig):
         super().__init__()
         self.config = config
+        with torch.device("cpu"):  # drawn by the CPU's generator, and moved to the model later
+            self._make_layers(config)
+
+    def _make_layers(self, config: InjectorConfig) -> None:
         r = config.width
         self.read = nn.Linear(len(config.depths) * config.d_model, r)
         self.position = nn.Parameter(torch.randn(config.max_length, r) * 0.02)
@@ -334,8 +340,7 @@ def read_statements(
     """One forward pass over statements, in the mode the model is in. Raises NPTError as `check_statements` does."""
     check_statements(tokenizer, config, statements)
     start = start_token(tokenizer)
-    ids, mask = batch([[start, *q, *a] for q, a in statements], pad=start)
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids, mask = batch([[start, *q, *a] for q, a in statements], start, model.device)
     with _recording(model, config) as (hidden, read):
         cache = cache_of(model.base_model(input_ids=ids, attention_mask=mask, use_cache=True))
     statement = mask.bool()

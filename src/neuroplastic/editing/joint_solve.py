@@ -49,7 +49,8 @@ def joint_rows(A: Tensor, K: Tensor, rho: float) -> Tensor:
     cosine = D / (d[:, None] * d).sqrt()
     S = torch.where(cosine >= SAME, D / d, torch.zeros_like(D))
     eye = torch.eye(len(D), dtype=D.dtype, device=D.device)
-    return (S.T @ torch.linalg.solve(D + rho * eye, Z)).to(A.dtype)
+    solved: Tensor = torch.linalg.solve(D + rho * eye, Z)
+    return (S.T @ solved).to(A.dtype)
 
 
 def active_factors(edits: Sequence[Edit]) -> dict[Place, list[Factors]]:
@@ -67,7 +68,7 @@ def active_factors(edits: Sequence[Edit]) -> dict[Place, list[Factors]]:
             if len(joint) > 1:
                 A = torch.cat([e.factors[place].A for e in joint])
                 K = torch.cat([e.keys[place] for e in joint])
-                rows = joint_rows(A, K, rho).split([len(e.factors[place].A) for e in joint])
+                rows = torch.split(joint_rows(A, K, rho), [len(e.factors[place].A) for e in joint])
                 factors |= {id(e): Factors(a, e.factors[place].B) for e, a in zip(joint, rows, strict=True)}
         found[place] = [factors[id(e)] for e in changing]
     return found

@@ -157,7 +157,7 @@ class Reader:
         self.past = self._read_past(starts, longest) if past is None else past
         if self.past is None:
             starts = [0] * len(rows)
-        self.ids, here = (t.to(device) for t in batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], pad=0))
+        self.ids, here = batch([r.ids[s:] for r, s in zip(rows, starts, strict=True)], 0, device)
         self.position = torch.tensor(starts, device=device)[:, None] + torch.arange(here.shape[1], device=device)
         self.mask = here if self.past is None else torch.cat([self.past.mask, here], 1)
 
@@ -183,8 +183,7 @@ class Reader:
         """What comes before the first key, or None if some layer would not keep it for the `longest` rest."""
         if min(starts) < 1:
             return None
-        ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], pad=0)
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        ids, mask = batch([r.ids[:s] for r, s in zip(self.rows, starts, strict=True)], 0, self.model.device)
         read = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True)
         return Past.of(cache_of(read), mask, longest)
 
@@ -220,17 +219,18 @@ class Reader:
     def _states(self) -> Tensor:
         """The last hidden states [R, T, d]."""
         reader = self.model.base_model
-        return reader(
+        states: Tensor = reader(
             input_ids=self.ids,
             attention_mask=self.mask,
             position_ids=self.position,
             use_cache=self.past is not None,
             **cache_argument(reader, self._cache()),
         )[0]
+        return states
 
     def _predicted(self, states: Tensor, row: Tensor, column: Tensor) -> Tensor:
         # the vocabulary is large: only the positions that are asked about get logits
-        logits = self.model.get_output_embeddings()(states[row, column])
+        logits: Tensor = self.model.get_output_embeddings()(states[row, column])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def of_answers(self, predictions: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, cat
+from torch import Tensor, cat, split
 
 from .answer_scores import ask
 from .records import Record, first_text, is_know_edit, know_edit, one_hop
@@ -91,7 +91,7 @@ def shares(new: Tensor, true: Tensor, new_right: Tensor, true_right: Tensor, par
     return {
         name.format(which): of.mean().item()
         for name, values in figures
-        for which, of in zip("EPN", values.split(parts), strict=True)
+        for which, of in zip("EPN", split(values, parts), strict=True)
     }
 
 

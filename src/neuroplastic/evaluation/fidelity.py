@@ -135,7 +135,7 @@ def compare(base: Tensor, plastic: Tensor, ids: Tensor) -> Compared:
         kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1),
         p.argmax(-1) == q.argmax(-1),
     )
-    return Compared(len(ids), *(f.double().unflatten(0, (len(ids), -1)).sum(0) for f in figures))
+    return Compared(len(ids), *(torch.unflatten(f.double(), 0, (len(ids), -1)).sum(0) for f in figures))
 
 
 def buckets(positions: int) -> dict[str, slice]:

@@ -54,7 +54,7 @@ class OrdinaryText:
 def drift(model: PreTrainedModel, before: Tensor, after: Tensor, following: Tensor) -> Drift:
     """From the last hidden states (N, d) before and after, and the N tokens that follow in the text."""
     head, kl, rise = model.get_output_embeddings(), 0.0, 0.0
-    slices = (t.split(POSITIONS) for t in (before, after, following))
+    slices = (torch.split(t, POSITIONS) for t in (before, after, following))
     for old, new, wanted in zip(*slices, strict=True):
         p, q = head(old).float(), head(new).float()
         rise += (cross_entropy(q, wanted, reduction="sum") - cross_entropy(p, wanted, reduction="sum")).item()

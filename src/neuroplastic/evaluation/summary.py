@@ -21,7 +21,7 @@ def summary(rows: Sequence[Mapping[str, float]], parts_of_s: Sequence[str], seed
     """Mean and interval of S, the harmonic mean of the means of `parts_of_s`, and of every figure in `rows`, which has
     one mapping per record. A figure that some records lack is averaged over the others."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = torch.tensor([[row.get(n, torch.nan) for n in names] for row in rows], dtype=torch.float64)
+    table = _table([[row.get(n, torch.nan) for n in names] for row in rows])
     drawn = bootstrap(table, seed)
     parts = [names.index(p) for p in parts_of_s]
     found = {"S": _interval(_harmonic(drawn[:, parts]))}
@@ -31,8 +31,8 @@ def summary(rows: Sequence[Mapping[str, float]], parts_of_s: Sequence[str], seed
 def bootstrap(table: Tensor, seed: int = 0, draws: int = DRAWS) -> Tensor:
     """Column means of a table (N, k), then those of `draws` tables of N rows drawn from it with replacement:
     (1 + draws, k). Entries that are NaN are left out."""
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(table), (draws, len(table)), generator=rng)
+    rng = torch.Generator(table.device).manual_seed(seed)
+    chosen = torch.randint(len(table), (draws, len(table)), generator=rng, device=rng.device)
     # one column at a time: the drawn tables of a long run would not fit into memory at once
     means = torch.stack([column[chosen].nanmean(1) for column in table.T], 1)
     return torch.cat([table.nanmean(0)[None], means])
@@ -40,13 +40,17 @@ def bootstrap(table: Tensor, seed: int = 0, draws: int = DRAWS) -> Tensor:
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     """The mean and interval of one figure."""
-    return _interval(bootstrap(torch.tensor(values, dtype=torch.float64)[:, None], seed)[:, 0])
+    return _interval(bootstrap(_table([[v] for v in values]), seed)[:, 0])
 
 
 def _interval(means: Tensor) -> Interval:
     """The first one, and the percentiles of the others."""
-    low, high = torch.nanquantile(means[1:], torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    low, high = torch.nanquantile(means[1:], means.new_tensor([0.025, 0.975])).tolist()
     return means[0].item(), low, high
+
+
+def _table(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _harmonic(shares: Tensor) -> Tensor:

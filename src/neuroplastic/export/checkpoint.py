@@ -35,7 +35,7 @@ def merged(
     statements = [e.statement for e in chosen]
     reference = workspace_logits(ws, chosen, statements)
     wide = "float64" if ws.base.dtype == "float64" else "float32"
-    model, tokenizer = models.load_base(ws.base.spec, wide)
+    model, tokenizer = models.load_base(ws.base.spec, wide, "cpu")
     Ledger(model).set_active(chosen)
     model.to(getattr(torch, dtype))
     models.require_finite_weights("the edited model", model, dtype)
@@ -44,7 +44,7 @@ def merged(
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         del model
-        loaded, loaded_tokenizer = models.load_base(folder, dtype)
+        loaded, loaded_tokenizer = models.load_base(folder, dtype, "cpu")
         written = statement_logits(loaded, loaded_tokenizer, statements)
         error, agreement = require_match("merged", written, reference, dtype, ws.base.dtype)
     return finish(ws, ExportReport("merged", str(dest), [e.name for e in chosen], None, 0.0, error, agreement, clock()))

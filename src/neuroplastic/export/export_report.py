@@ -130,10 +130,10 @@ def as_edit(ws: Workspace, factors: Mapping[Place, Factors]) -> Edit:
 def statement_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statements: Sequence[str]
 ) -> list[Tensor]:
-    """Float32 logits (T, vocabulary) of each statement after the start token."""
+    """Float32 logits (T, vocabulary) of each statement after the start token, on the CPU."""
     start = start_token(tokenizer)
     rows = [torch.tensor([[start, *encode(tokenizer, s)]], device=model.device) for s in statements]
-    return [model(input_ids=ids, use_cache=False).logits[0].float() for ids in rows]
+    return [model(input_ids=ids, use_cache=False).logits[0].float().cpu() for ids in rows]
 
 
 def workspace_logits(ws: Workspace, edits: Sequence[Edit], statements: Sequence[str]) -> list[Tensor]:

@@ -105,7 +105,7 @@ def import_lora(
 
 def _config(source: Path) -> Any:
     """The adapter's settings. Raises NPTError for whatever a plain LoRA does not have, known to PEFT or not."""
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig
 
     file = source / "adapter_config.json"
     if not file.is_file():
@@ -126,7 +126,7 @@ def _config(source: Path) -> Any:
             raise NPTError(f"{source} sets {name}, which a weight edit cannot express or this version does not know")
     known = {f.name for f in dataclasses.fields(LoraConfig)}
     try:
-        config = PeftConfig.from_peft_type(**{n: v for n, v in settings.items() if n in known})
+        config: Any = LoraConfig(**{n: v for n, v in settings.items() if n in known})
         if config.target_modules is None:
             raise ValueError("it names no target_modules")
         for number in (config.r, config.lora_alpha, *config.rank_pattern.values(), *config.alpha_pattern.values()):

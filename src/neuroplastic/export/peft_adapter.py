@@ -85,8 +85,11 @@ def peft(
         config.save_pretrained(str(folder))
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "npt_base": ws.base.sha256})
         check_servable(folder)
-        base, _ = models.load_base(ws.base.spec, ws.base.dtype)
-        with warnings.catch_warnings():  # PEFT still asks transformers for names that these deprecate
+        base, _ = models.load_base(ws.base.spec, ws.base.dtype, "cpu")
+        with (
+            torch.device("cpu"),
+            warnings.catch_warnings(),
+        ):  # PEFT still asks transformers for names that these deprecate
             warnings.simplefilter("ignore", FutureWarning)
             loaded = PeftModel.from_pretrained(base, str(folder)).eval()
         written = statement_logits(loaded, ws.tokenizer, statements)
@@ -106,7 +109,8 @@ def _with_partners(ws: Workspace, factors: Mapping[Place, Factors], rank: int) -
             if p.index not in layers or site not in used:
                 continue
             linear = getattr(p.mlp, PROJECTIONS[site])
-            zero = Factors(torch.zeros(rank, linear.in_features), torch.zeros(linear.out_features, rank))
+            shapes = (rank, linear.in_features), (linear.out_features, rank)
+            zero = Factors(*(torch.zeros(shape, device="cpu") for shape in shapes))
             filled[p.index, site] = factors.get((p.index, site), zero)
     return filled
 

@@ -56,7 +56,8 @@ class Generator(nn.Module, ABC):
         """The modulated output of `projection` at z [..., d_in] -> [..., d_out]."""
 
     def __call__(self, *args: Any) -> Tensor:  # typed: nn.Module's own returns Any
-        return super().__call__(*args)
+        modulated: Tensor = super().__call__(*args)
+        return modulated
 
 
 class WeightGenerator(Protocol):

@@ -45,7 +45,7 @@ class LowRank(Generator):
         self.width = config.coarse_rank + config.np_rank
         """of the code: the coarse part first, then the layer's own"""
         # each layer its own stream, so that adding a layer does not change the others
-        self._rng = torch.Generator().manual_seed((config.seed * 1_000_003 + layer) % 2**63)
+        self._rng = torch.Generator("cpu").manual_seed((config.seed * 1_000_003 + layer) % 2**63)
 
     def _add_parts(self, leads: bool) -> None:
         """Adds the parts after those of a plain generator, whose parameters are then drawn as without them."""
@@ -164,18 +164,18 @@ class LowRankWeights(LowRank):
         code, Q, k = self._encoded(self.code, s).flatten(0, -2), self._payload(site), self.config.num_ranks
         c = self.component_weights(s)
         if site in self.key:
-            keyed = torch.einsum("nkr,nr->nk", self.key[site](z).unflatten(-1, (k, self.width)), code)
+            keyed = torch.einsum("nkr,nr->nk", torch.unflatten(self.key[site](z), -1, (k, self.width)), code)
             c = keyed if c is None else c * keyed
         if (g := self.openness(s)) is not None:
             code = g.flatten(0, -2) * code
         if c is not None:
             return (c[:, :, None] * code[:, None, :]).flatten(-2), Q
-        return code, Q if k == 1 else Q.unflatten(-1, (k, self.width)).sum(-2)
+        return code, Q if k == 1 else torch.unflatten(Q, -1, (k, self.width)).sum(-2)
 
     def _by_component(self, site: Site, z: Tensor, s: Signals) -> Tensor:
         """sum over the chosen components of c_k Q_k code [n, d_out]: each sees only the tokens that chose it."""
         code, k = self._encoded(self.code, s).flatten(0, -2), self.config.num_ranks
-        Q = self._payload(site).unflatten(-1, (k, self.width))
+        Q = torch.unflatten(self._payload(site), -1, (k, self.width))
         w, g = self.component_weights(s), self.openness(s)
         assert w is not None
         added = code.new_zeros(len(code), len(Q))
@@ -183,7 +183,7 @@ class LowRankWeights(LowRank):
             rows = (w[:, j] > 0).nonzero()[:, 0]
             c, of = w[rows, j], code[rows]
             if site in self.key:
-                P = self._weight(self.key[site]).unflatten(0, (k, self.width))
+                P = torch.unflatten(self._weight(self.key[site]), 0, (k, self.width))
                 c = c * torch.einsum("nr,nr->n", z[rows] @ P[j].T, of)
             if g is not None:
                 c = c * g.flatten()[rows]
@@ -242,12 +242,13 @@ class LowRankWeights(LowRank):
     def factors(self, site: Site, projection: Projection, z: Tensor, s: Signals) -> tuple[Tensor, Tensor]:
         code = self._encoded(self.code, s)
         k, r = self.config.num_ranks, self.width
-        v_b = torch.einsum("okr,...r->...ko", self._full_payload(site, projection).unflatten(-1, (k, r)), code)
+        Q = torch.unflatten(self._full_payload(site, projection), -1, (k, r))
+        v_b = torch.einsum("okr,...r->...ko", Q, code)
         if (scale := self.scales(s)) is not None:
             v_b = scale[..., None] * v_b
         if site in self.key:
-            P = self._weight(self.key[site])
-            v_a = torch.einsum("kri,...r->...ki", P.unflatten(0, (k, r)), code)
+            P = torch.unflatten(self._weight(self.key[site]), 0, (k, r))
+            v_a = torch.einsum("kri,...r->...ki", P, code)
         else:
             v_a = self_key(z)[..., None, :].expand(*z.shape[:-1], k, z.shape[-1])
         return v_a, v_b

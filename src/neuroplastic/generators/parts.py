@@ -24,7 +24,7 @@ OPEN = 4.0
 
 def linear(rng: torch.Generator, d_in: int, d_out: int, std: float) -> nn.Linear:
     """Without bias, drawn from `rng`; the default initialisation would draw from the global random state."""
-    made: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
+    made = nn.Linear(d_in, d_out, bias=False, device="meta").to_empty(device=rng.device)
     with torch.no_grad():
         made.weight.normal_(0, std, generator=rng)
     return made
@@ -53,7 +53,7 @@ class RankAttention(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """a [..., d] -> w [..., k], of which `top` are above zero."""
-        logits = self.wanted(rms_normed(a))
+        logits: Tensor = self.wanted(rms_normed(a))
         if self.top < logits.shape[-1]:
             chosen = logits.topk(self.top, -1).indices
             hidden = torch.full_like(logits, -math.inf).scatter(-1, chosen, 0.0)
@@ -70,7 +70,7 @@ class Gate(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.wanted = nn.utils.skip_init(nn.Linear, 2 * d_model, 1)
+        self.wanted = nn.Linear(2 * d_model, 1, device="meta").to_empty(device="cpu")
         self.open_all()
 
     @torch.no_grad()

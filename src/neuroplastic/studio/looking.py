@@ -117,7 +117,8 @@ def _response(ws: Workspace, edit: Edit, place: Place, inputs: Inputs) -> Tensor
     z = inputs[place[0], READS[place[1]]]
     A, B = (t.to(z) for t in edit.factors[place])
     W: Tensor = projection(ws.engine.parts[place[0]].mlp, place[1]).weight.detach().to(z)
-    return (z @ A.T @ B.T).norm(dim=-1) / (z @ W.T).norm(dim=-1)
+    share: Tensor = (z @ A.T @ B.T).norm(dim=-1) / (z @ W.T).norm(dim=-1)
+    return share
 
 
 @torch.no_grad()

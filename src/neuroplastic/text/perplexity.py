@@ -23,10 +23,11 @@ POSITIONS = 128
 def perplexity(model: PreTrainedModel, text: Tensor, batch_size: int = 4) -> float:
     """Perplexity of the model, in the mode it is in, on `text` (N, T), rows of tokens without padding."""
     nll, head = 0.0, model.get_output_embeddings()
-    for ids in text.split(batch_size):
+    for ids in torch.split(text, batch_size):
         states = model.base_model(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
         # some positions at a time: all of their logits at once are memory that the system has to find first
-        for some, wanted in zip(states.split(POSITIONS), ids[:, 1:].flatten().split(POSITIONS), strict=True):
+        parts = (torch.split(t, POSITIONS) for t in (states, ids[:, 1:].flatten()))
+        for some, wanted in zip(*parts, strict=True):
             nll += cross_entropy(head(some).float(), wanted, reduction="sum").item()
     return exp_of_nats(nll / text[:, 1:].numel())
 

@@ -54,7 +54,7 @@ def score(model: PreTrainedModel, continuations: Sequence[Continuation]) -> list
     found: dict[int, Score] = {}
     head = model.get_output_embeddings()
     for some in batches_of_like_length([len(row) for row in rows]):
-        ids, mask = (t.to(model.device) for t in batch([rows[i] for i in some], pad=0))
+        ids, mask = batch([rows[i] for i in some], 0, model.device)
         states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
         asked = [(j, i) for j, number in enumerate(some) for i in asks[rows[number]]]
         # the vocabulary is large: only the positions that predict a wanted token get logits

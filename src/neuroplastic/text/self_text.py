@@ -84,7 +84,8 @@ def random_words(
     tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0, pattern: str = r" [A-Za-z]{3,}"
 ) -> list[int]:
     """`count` different tokens that are a whole word of at least three letters, drawn at random from the vocabulary."""
-    order = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(seed)).tolist()
+    rng = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(tokenizer), generator=rng, device=rng.device).tolist()
     special, before = set(tokenizer.all_special_ids), encode(tokenizer, "a")
 
     def is_word(

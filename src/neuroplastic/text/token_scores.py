@@ -43,7 +43,7 @@ class Scores:
         self.tokenizer, self.alternatives = tokenizer, alternatives
         self.text: Callable[[], str] = str
         """Gives the text before the token that is chosen; set by whoever writes."""
-        self._logprobs = torch.empty(0)
+        self._logprobs = torch.empty(0, device="cpu")
         self._tokens: list[Scored] = []
         self._taken = 0
 

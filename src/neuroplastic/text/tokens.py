@@ -118,15 +118,12 @@ def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def batch(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def batch(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Right-padded ids (N, T) and their attention mask (N, T), both int64."""
     length = max(map(len, sequences))
-    ids = torch.full((len(sequences), length), pad)
-    mask = torch.zeros_like(ids)
-    for row, s in enumerate(sequences):
-        ids[row, : len(s)] = torch.tensor(s)
-        mask[row, : len(s)] = 1
-    return ids, mask
+    ids = torch.tensor([[*s, *[pad] * (length - len(s))] for s in sequences], dtype=torch.long, device=device)
+    lengths = torch.tensor([len(s) for s in sequences], device=device)
+    return ids, (torch.arange(length, device=device) < lengths[:, None]).long()
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -157,7 +154,9 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, max_tokens: int) -> Tensor:
+def windows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, max_tokens: int, device: torch.device
+) -> Tensor:
     """Texts joined by the start token and cut into rows (N, length), each opened by it; about `max_tokens` in all."""
     start, stream = start_token(tokenizer), []
     for text in texts:
@@ -166,4 +165,4 @@ def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
             break
     rows = [stream[i : i + length - 1] for i in range(0, min(len(stream), max_tokens), length - 1)]
     rows = [r for r in rows if len(r) == length - 1] or [rows[0]]
-    return torch.tensor([[start, *r] for r in rows])
+    return torch.tensor([[start, *r] for r in rows], device=device)

@@ -42,7 +42,7 @@ def save_checkpoint(
     """Writes checkpoint-STEP.safetensors and removes earlier ones."""
     tensors = {f"module.{n}": t for n, t in module.state_dict().items()}
     for i, entries in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v, device="cpu") for k, v in entries.items()}
     tensors |= {f"kept.{n}": t for n, t in kept.items()}
     tensors["random"] = torch.get_rng_state()
     path = folder / f"checkpoint-{progressed.step:07d}.safetensors"

@@ -90,7 +90,8 @@ def find_examples(engine: EditableModel, injector: Injector, topics: Sequence[To
             statements = [encode_after(tokenizer, f.question, f.answer) for f in facts]
             x = mean_answer(read_statements(model, tokenizer, config, statements))
             delta = torch.stack([targets.deltas[layer, "down"] for layer in config.layers], 1)
-            some = Examples(x.cpu().half(), delta.cpu().half(), torch.tensor(targets.probability).half())
+            p = torch.tensor(targets.probability, device="cpu")
+            some = Examples(x.cpu().half(), delta.cpu().half(), p.half())
             write_tensors(path, some._asdict(), {"kind": "examples"})
             found.append(Examples(*(t.float() for t in some)))  # as they will be read
             step(min(first + TOGETHER, len(topics)), len(topics))
@@ -128,12 +129,12 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
         raise NPTError(f"{len(examples.x)} facts are too few to fit values to; {FEWEST} are needed at least")
     x, p = examples.x.double(), examples.p.double()
     u = normalize(examples.delta.double(), dim=-1).flatten(1)
-    held = torch.arange(len(x)) % 10 == 9
+    held = torch.arange(len(x), device=x.device) % 10 == 9
 
     def cosine(lam: float) -> float:
         predicted = ridge(x[~held], u[~held], p[~held], lam)(x[held])
-        each = torch.nn.functional.cosine_similarity(predicted.unflatten(1, (-1, config.d_model)),
-                                                     u[held].unflatten(1, (-1, config.d_model)), dim=-1)  # fmt: skip
+        found, wanted = (torch.unflatten(t, 1, (-1, config.d_model)) for t in (predicted, u[held]))
+        each = torch.nn.functional.cosine_similarity(found, wanted, dim=-1)
         return float((each.mean(1) * p[held]).sum() / p[held].sum())
 
     best = max(LAMBDAS, key=cosine)
@@ -143,13 +144,14 @@ def fit_values(injector: Injector, examples: Examples) -> dict[str, float]:
     rank = len(V)
     code = fit.W @ V.T  # [D, rank]
     spread = ((x - fit.offset) @ code).square().mean(0).sqrt() + 1e-9
-    code, heads = code / spread, (V * spread[:, None]).unflatten(1, (len(config.layers), config.d_model))
+    shape = len(config.layers), config.d_model
+    code, heads = code / spread, torch.unflatten(V * spread[:, None], 1, shape)
     injector.straight.weight.zero_()
     injector.straight.bias.zero_()
     injector.straight.weight[:rank] = code.T.float()
     injector.straight.bias[:rank] = -(fit.offset @ code).float()
-    mean = fit.mean.unflatten(0, (len(config.layers), config.d_model))
-    sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms).double()
+    mean = torch.unflatten(fit.mean, 0, shape)
+    sizes = examples.delta.double().norm(dim=-1).mean(0) / torch.tensor(config.norms, device=x.device).double()
     injector.size.bias.copy_(sizes.clamp_min(0.01).expm1().log())  # the inverse of softplus
     for i, head in enumerate(injector.values):
         assert isinstance(head, torch.nn.Linear)

@@ -189,7 +189,7 @@ class Injection:
             for name, applied in (("alone", alone(found)), ("together", self._jointly(found))):
                 logprobs = self._read([*asked, *near, *texts], applied)
                 n, split = sum(len(r.at) for r in asked), sum(len(r.at) for r in near)
-                right = [s.argmax(-1).tolist() for s in logprobs[:n].split([len(r.at) for r in asked])]
+                right = [s.argmax(-1).tolist() for s in torch.split(logprobs[:n], [len(r.at) for r in asked])]
                 right_rows = [w == list(r.wanted) for r, w in zip(asked, right, strict=True)]
                 kl = kl_div(logprobs[n:], before, log_target=True, reduction="none").sum(-1)
                 result[name] = {
@@ -284,14 +284,15 @@ class Injection:
         of like length."""
         found: dict[int, Tensor] = {}
         for some in batches_of_like_length([len(r.ids) for r in rows]):
-            ids, mask = (t.to(self.model.device) for t in batch([rows[i].ids for i in some], pad=self.start))
+            ids, mask = batch([rows[i].ids for i in some], self.start, self.model.device)
             here = None if applied is None else applied([rows[i].owner for i in some])
             with self._adding(here):
                 states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
             at = torch.tensor([(j, p) for j, i in enumerate(some) for p in rows[i].at], device=ids.device)
             # the vocabulary is large: only the positions that count get logits
             logits = self.model.get_output_embeddings()(states[at[:, 0], at[:, 1]]).float()
-            found |= zip(some, logits.log_softmax(-1).split([len(rows[i].at) for i in some]), strict=True)
+            said = torch.split(logits.log_softmax(-1), [len(rows[i].at) for i in some])
+            found |= zip(some, said, strict=True)
         return torch.cat([found[i] for i in range(len(rows))])
 
     def _adding(self, added: Added | None) -> AbstractContextManager[None]:
@@ -318,8 +319,9 @@ def alone(found: Proposal) -> Applied:
 def _unlikely(asked: Sequence[Row], logprobs: Tensor, enough: float) -> Tensor:
     """max(0, log enough - log p) of the wanted answers, log p a mean over tokens; the mean over rows."""
     wanted = torch.tensor([t for r in asked for t in r.wanted], device=logprobs.device)
-    nll = -logprobs[: len(wanted)][torch.arange(len(wanted)), wanted].clamp_min(-LARGEST_LOSS)
-    each = torch.stack([part.mean() for part in nll.split([len(r.wanted) for r in asked])])
+    each_token = torch.arange(len(wanted), device=logprobs.device)
+    nll = -logprobs[: len(wanted)][each_token, wanted].clamp_min(-LARGEST_LOSS)
+    each = torch.stack([part.mean() for part in torch.split(nll, [len(r.wanted) for r in asked])])
     return (each + math.log(enough)).clamp_min(0).mean()
 
 
@@ -342,8 +344,8 @@ class _EarlierEdits:
 
     def __init__(self, most: int, layers: int, d_ffn: int, d_model: int):
         self.most = most
-        self.K, self.V = torch.zeros(0, layers, d_ffn).half(), torch.zeros(0, layers, d_model).half()
-        self.subject = torch.zeros(0, dtype=torch.int64)
+        self.K, self.V = (torch.zeros(0, layers, d, dtype=torch.float16, device="cpu") for d in (d_ffn, d_model))
+        self.subject = _hashed([])
 
     def add(self, K: Tensor, V: Tensor, subjects: Sequence[str | None]) -> None:
         self.K, self.V = (torch.cat([old, new.half()])[-self.most :] for old, new in ((self.K, K), (self.V, V)))
@@ -364,4 +366,5 @@ class _EarlierEdits:
 
 def _hashed(subjects: Sequence[str | None]) -> Tensor:
     """A number per subject; a lesson without one shares its number with no subject."""
-    return torch.tensor([-1 if s is None else zlib.crc32(s.encode()) for s in subjects], dtype=torch.int64)
+    numbers = [-1 if s is None else zlib.crc32(s.encode()) for s in subjects]
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -60,13 +60,14 @@ def pack(texts: Iterable[Sequence[int]], start: int, length: int) -> Iterator[Ro
 
 def stack(rows: Sequence[Row], length: int) -> Packed:
     """Rows as tensors (N, length), padded on the right."""
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    ids = torch.zeros(len(rows), length, dtype=torch.long, device="cpu")
     positions, valid = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
         done = 0
         for piece in row:
             at = slice(done, done + len(piece))
-            ids[i, at], positions[i, at], valid[i, at] = torch.tensor(piece), torch.arange(len(piece)), True
+            ids[i, at], positions[i, at] = ids.new_tensor(piece), torch.arange(len(piece), device=ids.device)
+            valid[i, at] = True
             done += len(piece)
     return Packed(ids, positions, valid)
 
@@ -90,12 +91,12 @@ class Shuffled:
         self.packed, self.seed = packed, seed
 
     def rows(self, first: int, count: int) -> Packed:
-        return self.packed[torch.tensor([self._at(i) for i in range(first, first + count)])]
+        return self.packed[[self._at(i) for i in range(first, first + count)]]
 
     def _at(self, number: int) -> int:
         epoch, at = divmod(number, len(self.packed.ids))
-        rng = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return int(torch.randperm(len(self.packed.ids), generator=rng)[at])
+        rng = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return int(torch.randperm(len(self.packed.ids), generator=rng, device=rng.device)[at])
 
     def kept(self) -> dict[str, Tensor]:
         return {}
@@ -124,8 +125,8 @@ class Streamed:
         return stack([self._next() for _ in range(count)], self._length)
 
     def kept(self) -> dict[str, Tensor]:
-        state = torch.tensor([self._row, self._texts])
-        return {"stream": state, "rest": torch.tensor(self._rest, dtype=torch.long)}
+        kept = {"stream": [self._row, self._texts], "rest": self._rest}
+        return {name: torch.tensor(numbers, dtype=torch.long, device="cpu") for name, numbers in kept.items()}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
         row, texts = kept["stream"].tolist()

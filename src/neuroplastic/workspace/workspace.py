@@ -281,7 +281,7 @@ class Workspace:
             unchanged = holds(models.resolve(self.base.spec), pristine)
             intact = content_hash(pristine) == self.base.sha256
         if unchanged is None:
-            model, _ = models.load_base(self.base.spec, self.base.dtype)
+            model, _ = models.load_base(self.base.spec, self.base.dtype, "cpu")
             unchanged = content_hash(model.state_dict()) == self.base.sha256
         return Verification(
             base_unchanged=unchanged,
@@ -356,7 +356,8 @@ class Workspace:
             raise NPTError(f"the prompt has {len(read)} tokens; it does not fit into the model's {room}")
         ids = torch.tensor([read], device=self.model.device)
         with self.seen(mode_, edited):
-            return self.model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+        return logits.float().softmax(-1)
 
     def word_probabilities(
         self, prompt: str, words: Sequence[str], mode_: Mode = "standard", edited: bool = True
@@ -414,16 +415,16 @@ class Workspace:
         variants = analytic_presets(layers)
         if ranks:
             variants += calibrated_ranks(layers, ranks, calibration_rows(self, None, CalibrateOptions().tokens))
-        model, _ = models.load_base(self.base.spec, self.base.dtype)
+        model, _ = models.load_base(self.base.spec, self.base.dtype, text.device)
         with progress("converting in every way and comparing") as step:
-            return list(sweep(model.to(text.device), text, variants, step))
+            return list(sweep(model, text, variants, step))
 
     def ordinary_text(self, data: str | Path | None, max_tokens: int) -> Tensor:
         """Rows of tokens to measure on (N, T): held-out self-written text, or that of a file."""
         if data is None:
             return self.held_out[: max(1, max_tokens // (self.held_out.shape[1] - 1))]
         length = min(256, context_length(self.model))
-        return windows(self.tokenizer, read_texts(Path(data)), length, max_tokens).to(self.model.device)
+        return windows(self.tokenizer, read_texts(Path(data)), length, max_tokens, self.model.device)
 
     def info(self) -> dict[str, Any]:
         """What is in the workspace."""

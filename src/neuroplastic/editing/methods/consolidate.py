@@ -67,11 +67,11 @@ class Consolidate:
             owners += [chosen[o] for o in owner]
             if progress is not None:
                 progress(len(set(owners)), len(facts))
-        found = [torch.tensor([i for i, o in enumerate(owners) if o == f]) for f in range(len(facts))]
+        found = [[i for i, o in enumerate(owners) if o == f] for f in range(len(facts))]
         kept = read_keys(context, self.keep)
-        peers = torch.eye(len(owners))
+        peers = torch.eye(len(owners), device=context.model.device)
         for about_one in _slots_by_topic(facts, owners).values():
-            at = torch.tensor(about_one)
+            at = torch.tensor(about_one, device=peers.device)
             peers[at[:, None], at] = 1
         for place in targets[0].keys:
             K = torch.cat([t.keys[place] for t in targets])
@@ -88,7 +88,9 @@ class Consolidate:
 def ridge_factor(keys: Tensor, whitened: Tensor) -> Tensor:
     """G = (I + K Z)^-1 Z^T. keys K [n, d_in], whitened Z^T = (lambda C)^-1 K [n, d_in] -> [n, d_in]."""
     gram = keys @ whitened.T
-    return torch.linalg.solve(gram + torch.eye(len(keys), dtype=gram.dtype, device=gram.device), whitened)
+    eye = torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
+    G: Tensor = torch.linalg.solve(gram + eye, whitened)
+    return G
 
 
 def batches_by_topic(facts: Sequence[Fact], size: int) -> Iterator[list[int]]:
@@ -141,8 +143,8 @@ def read_keys(context: EditContext, sentences: Sequence[str]) -> dict[Place, Ten
     """What each projection reads at every token of some sentences [n, d_in]; nothing for no sentences."""
     if not sentences:
         return {}
-    ids, mask = batch([[start_token(context.tokenizer), *encode(context.tokenizer, s)] for s in sentences], pad=0)
-    ids, mask = ids.to(context.model.device), mask.to(context.model.device)
+    start = start_token(context.tokenizer)
+    ids, mask = batch([[start, *encode(context.tokenizer, s)] for s in sentences], 0, context.model.device)
     chosen = mask.bool()
     chosen[:, 0] = False  # the start token is an attention sink
     found: dict[Place, Tensor] = {}

@@ -88,4 +88,5 @@ def correct(scores_of: Callable[[Tensor], AnswerScores], V: Tensor, enough: floa
 
 def _length(V: Tensor) -> Tensor:
     """|V| of each statement [n]; above 0, so that a gradient of nothing moves nothing."""
-    return V.flatten(1).norm(dim=1).clamp_min(torch.finfo(V.dtype).tiny)
+    length: Tensor = V.flatten(1).norm(dim=1)
+    return length.clamp_min(torch.finfo(V.dtype).tiny)

@@ -100,7 +100,7 @@ def solve_jointly(
     by_index = {p.index: p for p in context.parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in places}
     factors = {place: Factors(A[:, i].to(proposed), proposed[:, i].T) for i, place in enumerate(places)}
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator("cpu").manual_seed(0)
     opening, beginnings = start_token(context.tokenizer), context.prefixes(how.beginnings)
     ordinary = _OrdinaryText(context, rng, how)
     V, unit = how.start_strength * proposed, proposed.norm(dim=-1, keepdim=True).mean(0)  # [L, 1]
@@ -109,7 +109,7 @@ def solve_jointly(
     steps = how.steps_for(len(questions))
     for t in range(1, steps + 1):
         if len(waiting) < min(how.rows_per_step, len(questions)):
-            waiting += torch.randperm(len(questions), generator=rng).tolist()
+            waiting += torch.randperm(len(questions), generator=rng, device=rng.device).tolist()
         taken, waiting = waiting[: how.rows_per_step], waiting[how.rows_per_step :]
         rows = []
         for q in (questions[i] for i in taken):
@@ -135,7 +135,8 @@ def solve_jointly(
 
 
 def _beginning(beginnings: Sequence[list[int]], rng: torch.Generator, share_alone: float) -> list[int]:
-    alone, which = torch.rand((), generator=rng).item() < share_alone, torch.randint(len(beginnings), (), generator=rng)
+    alone = torch.rand((), generator=rng, device=rng.device).item() < share_alone
+    which = torch.randint(len(beginnings), (), generator=rng, device=rng.device)
     return [] if alone else beginnings[int(which)]
 
 
@@ -157,7 +158,8 @@ class _OrdinaryText:
 
     def some(self) -> Callable[[], Tensor]:
         """Draws rows with the model as it was; the function returned gives their nats per token in the edited model."""
-        chosen = torch.randint(len(self._text), (self._texts,), generator=self._rng).tolist()
+        rng = self._rng
+        chosen = torch.randint(len(self._text), (self._texts,), generator=rng, device=rng.device).tolist()
         if new := [i for i in dict.fromkeys(chosen) if i not in self._before]:
             self._before |= dict(zip(new, self._states(new), strict=True))
         head = self._model.get_output_embeddings()
@@ -166,7 +168,8 @@ class _OrdinaryText:
             then, now = torch.stack([self._before[i] for i in chosen]), self._states(chosen)
             wide = torch.promote_types(now.dtype, torch.float32)
             p, q = (head(states).to(wide).log_softmax(-1) for states in (then, now))
-            return kl_div(q, p, reduction="sum", log_target=True) / q[..., 0].numel()
+            nats: Tensor = kl_div(q, p, reduction="sum", log_target=True) / q[..., 0].numel()
+            return nats
 
         return divergence
 

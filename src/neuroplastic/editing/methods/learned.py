@@ -78,7 +78,8 @@ def _base_of(file: Path) -> str | None:
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as f:
-        return json.loads((f.metadata() or {}).get("npt", "{}")).get("base")
+        base: str | None = json.loads((f.metadata() or {}).get("npt", "{}")).get("base")
+    return base
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Learned:
             torch.zeros(len(facts), len(config.layers), d, device=context.model.device)
             for d in (config.d_ffn, config.d_model)
         )
-        strength, steps = torch.zeros(len(facts), dtype=torch.float64), torch.zeros(len(facts), dtype=torch.long)
+        strength, steps = (torch.zeros(len(facts), dtype=t, device="cpu") for t in (torch.float64, torch.long))
         done = 0
         with context.unedited():
             for some in _batches(tokenized, self.batch_size):
@@ -141,7 +142,7 @@ class Learned:
                 reading = read_statements(context.model, context.tokenizer, config, statements)
                 subjects = [t.subject for t in wordings]
                 found = injector.propose(reading, context.whitening, subjects=subjects)
-                K, V = (t.unflatten(0, (w, n)).mean(0) for t in (found.K, found.V))
+                K, V = (torch.unflatten(t, 0, (w, n)).mean(0) for t in (found.K, found.V))
                 keys[some], values[some] = K, V
                 if not self.joint:
                     at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()

@@ -109,7 +109,7 @@ class Refine:
         solutions = [replace(s, factors={}, figures={**s.figures, **figures}) for s in found]
         for place in places:
             owners = [i for i, s in enumerate(found) if place in s.factors]
-            columns = refined.B[place].split([len(f.A) for f in parts_of[place]], 1)
+            columns = torch.split(refined.B[place], [len(f.A) for f in parts_of[place]], 1)
             for i, f, B in zip(owners, parts_of[place], columns, strict=True):
                 solutions[i].factors[place] = Factors(f.A, B)
         return solutions
@@ -155,7 +155,7 @@ def refine_factors(
     """
     by_index = {p.index: p for p in parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in factors}
-    ids, mask = (t.to(model.device) for t in batch([*(r.ids for r in rows), *(k.ids for k in kept)], pad=0))
+    ids, mask = batch([*(r.ids for r in rows), *(k.ids for k in kept)], 0, model.device)
     n = len(rows)
 
     def index(entries: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
