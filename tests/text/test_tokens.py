@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import neuroplastic as npt
 from conftest import SENTENCES, make_tokenizer
