@@ -26,7 +26,7 @@ from neuroplastic.editing.inject_options import InjectOptions, Method, Start
 from neuroplastic.editing.methods.joint import JointBatch
 from neuroplastic.editing.methods.learned import INJECTOR_FILE, Learned
 from neuroplastic.evaluation.counterfact import COUNTERFACT
-from neuroplastic.evaluation.methods import contender
+from neuroplastic.evaluation.methods import editing_method
 from neuroplastic.evaluation.records import Record
 from neuroplastic.evaluation.run import run_suite
 from neuroplastic.evaluation.zsre import ZSRE
@@ -153,7 +153,7 @@ def test_calibration_fidelity_and_looking(fresh: Fresh, tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_row", [False, True], ids=["alone", "in a row"])
 def test_an_evaluation(in_row: bool, workspace: npt.Workspace, tmp_path: Path) -> None:
     suite, methods = (ZSRE, ("consolidate",)) if in_row else (COUNTERFACT, ("unedited", "prompt", "consolidate"))
-    contenders, report = {m: contender(m) for m in methods}, tmp_path / "report"
+    contenders, report = {m: editing_method(m) for m in methods}, tmp_path / "report"
     with NOWHERE:
         found = run_suite(
             workspace.engine, suite, RECORDS, contenders, "here", in_row=in_row, generate=in_row, report=report

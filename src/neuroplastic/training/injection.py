@@ -291,8 +291,8 @@ class Injection:
             at = torch.tensor([(j, p) for j, i in enumerate(some) for p in rows[i].at], device=ids.device)
             # the vocabulary is large: only the positions that count get logits
             logits = self.model.get_output_embeddings()(states[at[:, 0], at[:, 1]]).float()
-            said = torch.split(logits.log_softmax(-1), [len(rows[i].at) for i in some])
-            found |= zip(some, said, strict=True)
+            parts = torch.split(logits.log_softmax(-1), [len(rows[i].at) for i in some])
+            found |= zip(some, parts, strict=True)
         return torch.cat([found[i] for i in range(len(rows))])
 
     def _adding(self, added: Added | None) -> AbstractContextManager[None]:
