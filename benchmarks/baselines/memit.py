@@ -77,7 +77,8 @@ def teach_all(
     for part in parts:
         if part.norm_after_mlp is not None:
             raise NPTError(f"layer {part.index} has a norm after its MLP, so MEMIT's residual cannot be handed to it")
-    text, _ = engine.text[0], engine.whitening  # once per model, so not part of the edits' time
+    text = engine.text[0]  # this and the covariances once per model, so not part of the edits' time
+    engine.whitening.prepare((part.index, "down") for part in parts)
     began = time.perf_counter()
     prefixes = beginnings(text, chosen.search.prefixes, chosen.seed)
     rows = [question_rows(engine.tokenizer, record, prefixes) for record in records]

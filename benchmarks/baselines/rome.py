@@ -58,6 +58,7 @@ def rome(settings: Settings | None = None) -> EditingMethod:
         part = engine.parts[layer]
         down = projection(part.mlp, "down")
         whitening, text = engine.whitening, engine.text[0]  # once per model, so not part of the edit's time
+        whitening.prepare([(layer, "down")])
         began = time.perf_counter()
         with mode(engine.model, "standard"):
             rows = question_rows(engine.tokenizer, record, beginnings(text, chosen.search.prefixes, chosen.seed))

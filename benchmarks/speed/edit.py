@@ -48,7 +48,6 @@ def making(ws: npt.Workspace) -> tuple[list[Edit], list[tuple[object, ...]]]:
     names = iter([ws.tokenizer.decode([i]).strip() for i in ids])
     made: list[Edit] = []
     rows: list[tuple[object, ...]] = []
-    _ = ws.engine.whitening
     learned = ["learned"] if ws.engine.injector is not None else []
     for method in [*learned, "consolidate", "refine", "token"]:
         for layers in (None, "4") if method == "consolidate" else (None,):

@@ -207,6 +207,7 @@ def test_memit_is_the_formula(make_engine: Callable[..., EditableModel]) -> None
     goals = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = [question_rows(engine.tokenizer, r, beginnings(engine.text[0], 2, 0)) for r in RECORDS]
     downs = [projection(part.mlp, "down") for part in engine.parts]
+    engine.whitening.prepare((part.index, "down") for part in engine.parts)
     inverses = [engine.whitening._inverses[part.index, "m"].double() for part in engine.parts]
     with put_back([down.weight for down in downs]):
         spread(engine, engine.parts, rows, goals, strength)

@@ -179,7 +179,7 @@ def test_delta_moves_edits_to_another_workspace(ws: npt.Workspace, tiny_base: Pa
     other.inject("The quick brown fox is lazy.", name="fox")
     taken = npt.export.import_edits(other, tmp_path / "delta", ["sushi"])
     assert [e.name for e in taken] == ["sushi"]
-    with pytest.raises(npt.NPTError, match="there is an edit named 'sushi' already"):
+    with pytest.raises(npt.NPTError, match="there is an edit named 'sushi' already; undo and drop it first"):
         npt.export.import_edits(other, tmp_path / "delta")
     assert [e.name for e in other.edits] == ["fox", "sushi"]
     npt.export.import_edits(other, tmp_path / "delta", ["bridge"])
@@ -417,7 +417,7 @@ def test_bad_adapters_are_refused(ws: npt.Workspace, tiny_base: Path, tmp_path: 
             npt.export.import_lora(ws, folder)
     with pytest.raises(npt.NPTError, match="alpha must be"):
         npt.export.import_lora(ws, plain, alpha=0)
-    with pytest.raises(npt.NPTError, match="there is an edit named 'sushi' already"):
+    with pytest.raises(npt.NPTError, match="there is an edit named 'sushi' already; undo and drop it first"):
         npt.export.import_lora(ws, plain, name="sushi")
     assert ws.weights_hash() == before
     assert len(ws.edits) == 2
