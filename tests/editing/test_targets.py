@@ -13,7 +13,8 @@ from conftest import make_tokenizer
 from contexts import BRIDGE, DOWN, NO_SUBJECT, OTHER, SUSHI, context_of
 from families import FAMILIES
 from neuroplastic.editing.fact import Fact, asked, fact_of
-from neuroplastic.editing.targets import Reader, Row, adam_direction, find_targets, rows_of
+from neuroplastic.editing.optimise import adam_direction
+from neuroplastic.editing.targets import Reader, Row, find_targets, rows_of
 from neuroplastic.text.tokens import encode, start_token
 
 LOCAL: tuple[str, ...] = ()

@@ -25,13 +25,12 @@ from ..kv_cache import cache_argument, cache_of
 from ..structure import LayerParts, projection
 from ..text.tokens import batch, encode_after, start_token, tokens_through
 from .fact import Fact, Wording
+from .optimise import optimise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Place = tuple[int, Site]
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""The constants of Adam."""
 
 
 @dataclass(frozen=True)
@@ -301,8 +300,6 @@ def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, 
         place: torch.zeros(reader.slots, linear.out_features, dtype=wide, device=linear.weight.device)
         for place, linear in reader.linears.items()
     }
-    mean = {place: torch.zeros_like(d) for place, d in deltas.items()}
-    square = {place: torch.zeros_like(d) for place, d in deltas.items()}
     keys: dict[Place, Tensor] = {}
     scale: dict[Place, Tensor] = {}
 
@@ -315,32 +312,12 @@ def find_targets(reader: Reader, owner: Sequence[int], steps: int, rate: float, 
         lowest = torch.full((facts,), torch.inf, dtype=logprobs.dtype, device=logprobs.device)
         return lowest.scatter_reduce(0, fact_of_row, logprobs, "amin").exp()
 
-    taken = 0
-    while True:
-        last = taken == steps
-        with torch.set_grad_enabled(not last):
-            given = {place: d.requires_grad_(not last) for place, d in deltas.items()}
-            logprobs = reader.logprobs(given, see)
-            loss = -logprobs.sum()
+    def look() -> tuple[Tensor, list[float], dict[Place, Tensor] | None]:
+        logprobs = reader.logprobs(deltas, see)
         probability = worst(logprobs.detach())
-        open_ = probability < enough
-        if last or not open_.any():
-            break
-        gradients = torch.autograd.grad(loss, list(given.values()))
-        taken += 1
-        with torch.no_grad():
-            moving = open_[fact_of_slot][:, None]
-            for (place, d), g in zip(given.items(), gradients, strict=True):
-                d.requires_grad_(False)
-                d -= moving * rate * scale[place] * adam_direction(mean[place], square[place], g, taken)
-    return Targets(keys, {p: d.detach() for p, d in deltas.items()}, probability.tolist(), taken)
+        moving = (probability < enough)[fact_of_slot][:, None]
+        step = {place: moving * rate * unit for place, unit in scale.items()} if moving.any() else None
+        return -logprobs.sum(), probability.tolist(), step
 
-
-def adam_direction(mean: Tensor, square: Tensor, gradient: Tensor, step: int) -> Tensor:
-    """The direction of Adam's step number `step` (from 1), of about unit size per element (Kingma and Ba 1412.6980).
-
-    Both moments are updated in place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2.
-    """
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.lerp_(gradient.square(), 1 - BETAS[1])
-    return (mean / (1 - BETAS[0] ** step)) / ((square / (1 - BETAS[1] ** step)).sqrt() + EPSILON)
+    probability, taken = optimise(deltas, look, steps)
+    return Targets(keys, deltas, probability, taken)

@@ -29,7 +29,8 @@ from ..context import EditContext, EditMethod, Solution, check_length
 from ..edit import Factors
 from ..fact import Fact
 from ..joint_solve import joint_rows
-from ..targets import Place, Row, adam_direction, rows_of
+from ..optimise import optimise
+from ..targets import Place, Row, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,29 +179,18 @@ def refine_factors(
         return logprobs.new_zeros(n).index_add(0, answering[0], logprobs) / lengths, logits[len(wanted) :]
 
     B = {place: f.B.clone() for place, f in factors.items()}
-    mean = {place: torch.zeros_like(b) for place, b in B.items()}
-    square = {place: torch.zeros_like(b) for place, b in B.items()}
-    scale = {place: b.square().mean(0, keepdim=True).sqrt() for place, b in B.items()}
+    step = {place: rate * b.square().mean(0, keepdim=True).sqrt() for place, b in B.items()}
     with torch.no_grad():
         before = read({})[1]
-    taken = 0
-    while True:
-        last = taken == steps
-        with torch.set_grad_enabled(not last):
-            given = {place: b.requires_grad_(not last) for place, b in B.items()}
-            logprobs, now = read(given)
-            kl = kl_div(now, before, reduction="sum", log_target=True) / max(1, len(before))
-            loss = -logprobs.mean() + beta * kl
+
+    def look() -> tuple[Tensor, tuple[float, float], dict[Place, Tensor] | None]:
+        logprobs, now = read(B)
+        kl = kl_div(now, before, reduction="sum", log_target=True) / max(1, len(before))
         worst = logprobs.detach().min().exp().item()
-        if last or worst >= enough:
-            break
-        gradients = torch.autograd.grad(loss, list(given.values()))
-        taken += 1
-        with torch.no_grad():
-            for (place, b), g in zip(given.items(), gradients, strict=True):
-                b.requires_grad_(False)
-                b -= rate * scale[place] * adam_direction(mean[place], square[place], g, taken)
-    return Refined({place: b.detach() for place, b in B.items()}, worst, kl.item(), taken)
+        return -logprobs.mean() + beta * kl, (worst, kl.item()), step if worst < enough else None
+
+    (worst, kl), taken = optimise(B, look, steps)
+    return Refined(B, worst, kl, taken)
 
 
 def acting(
