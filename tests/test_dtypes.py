@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import neuroplastic as npt
 from conftest import make_tokenizer
+from distilling import SHORT
+from facts import facts
 from families import FAMILIES, tiny
 from injectors import with_injector
 from neuroplastic.calibration.calibrate import calibrate
@@ -20,6 +22,9 @@ from neuroplastic.cli import main
 from neuroplastic.files import cache_dir
 from neuroplastic.text import self_text as text
 from neuroplastic.text.generation import Writing
+from neuroplastic.training.loop import read_log
+from neuroplastic.training.settings import InjectionSettings, LoopSettings
+from neuroplastic.training.train_injector import train_injector
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 DTYPES = ["bfloat16", "float16", "float64"]
@@ -96,6 +101,30 @@ def test_every_part_in_every_dtype(family: str, dtype: str, tmp_path: Path, cach
     after = ws.fidelity(max_tokens=60)
     assert 0 <= after.kl < float("inf")
     npt.Workspace.open(ws.path).ask("The quick brown", max_new_tokens=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_training_in_every_dtype(dtype: str, tmp_path: Path, cache: Path) -> None:
+    """Some steps of generators, and of an injector whose edits are then made and taken back."""
+    ws = npt.Workspace.create(tmp_path / "w", base(tmp_path / "base"), dtype=dtype)
+    settings = npt.TrainSettings(**SHORT | {"steps": 2, "init": "random", "curriculum": "0.5,0,0.5"})
+    if dtype == "float16":
+        with pytest.raises(npt.NPTError, match="cannot be trained in float16"):
+            npt.train(ws, settings)
+    else:
+        done = npt.train(ws, settings)
+        assert 0 <= done["after"]["kl"] < float("inf")
+        assert all(e["gradient"] < float("inf") for e in read_log(Path(done["folder"])))
+    data = facts(tmp_path / "train.jsonl", 40)
+    short = InjectionSettings(4, crowds=(4,), crowd_every=1, keys_first=1, alone_first=2, text_rows=2, text_length=8)
+    loop = LoopSettings(steps=3, warmup=1, eval_every=0)
+    train_injector(ws, [data], held_out=4, examples=12, loop=loop, injection=short, width=16)
+    assert all(e["gradient"] < float("inf") for e in read_log(ws.path / "training" / "injector"))
+    edit = ws.inject(FACT)
+    assert edit.method == "learned"
+    assert finite(edit)
+    ws.undo(edit)
+    assert ws.weights_hash() == ws.base.sha256
 
 
 WEIGHTS = "weights that are not finite numbers or do not fit into float16; use bfloat16 or float32"

@@ -169,6 +169,11 @@ def read_data(workspace: Workspace, settings: TrainSettings) -> tuple[Source, st
 
 def _checked(workspace: Workspace, settings: TrainSettings) -> PlasticityConfig:
     """The configuration to train. Raises NPTError if it cannot be."""
+    if workspace.model.dtype == torch.float16:
+        raise NPTError(
+            "generators cannot be trained in float16, in which the squares of their gradients vanish; make the "
+            "workspace with --dtype bfloat16 or float32"
+        )
     given = {f: getattr(settings, f) for f in ("layers", "np_rank", "num_ranks") if getattr(settings, f) is not None}
     before = workspace.config
     if settings.init == "workspace" and (given or before.generator == "analytic"):

@@ -81,7 +81,7 @@ def correct(scores_of: Callable[[Tensor], AnswerScores], V: Tensor, enough: floa
         # p* is between enough and 1
         wanted = (math.log(enough) / 2 - worst).clamp_min(0) + how.drift_weight * over.detach()
         length = torch.where(short, torch.minimum(wanted / _length(g), longest * how.decay**t), 0.0)
-        V = V + length[:, None, None] * (M / _length(M)[:, None, None])
+        V = V + length.to(V)[:, None, None] * (M / _length(M)[:, None, None])  # F may be wider than V
         steps += short
     return Corrected(V, steps)
 
