@@ -273,3 +273,23 @@ def test_bad_facts_exit_with_2(
     assert cause in out["error"]
     assert err.splitlines()[-1].startswith("npt: ")
     assert run(capsys, "edits", made)[1] == {"edits": [], "undone": []}
+
+
+def test_facts_that_meet_are_told_apart(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: Path, tiny_base: Path
+) -> None:
+    """The same fact again changes nothing; a new answer replaces the old one, or stands beside it if that is asked."""
+    made, oslo = str(tmp_path / "w"), FACT.replace("Madrid", "Paris")
+    run(capsys, "convert", str(tiny_base), made)
+    assert "changed" not in run(capsys, "inject", made, FACT, "--method", "token", "--name", "one")[1]
+    status, again, _ = run(capsys, "inject", made, FACT, "--method", "token")
+    assert (status, again["name"], again["changed"]) == (0, "one", False)
+    other = run(capsys, "inject", made, oslo, "--method", "token", "--name", "two")[1]
+    assert (other["replaces"], other["contradicts"]) == (["one"], [])
+    run(capsys, "undo", made, "two")
+    assert [e["name"] for e in run(capsys, "edits", made)[1]["edits"]] == ["one"]
+    both = run(capsys, "inject", made, oslo, "--method", "token", "--name", "both", "--keep-both")[1]
+    assert (both["replaces"], both["contradicts"]) == ([], ["one"])
+    status, refused, _ = run(capsys, "inject", made, oslo, "--consistent", "--keep-both")
+    assert status == 2
+    assert "consistent refuses what keep_both allows" in refused["error"]
