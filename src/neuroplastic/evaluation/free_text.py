@@ -12,7 +12,7 @@ import torch
 
 from ..text.generation import generate
 from ..text.spaces import without_trailing_spaces
-from ..text.tokens import decode_after, encode, start_token
+from ..text.tokens import batch, decode_after, encode, start_token
 from .records import Record
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def write(
     TOP_K likeliest tokens. The global random state stays as it is."""
     start = start_token(tokenizer)
     rows = [[start, *encode(tokenizer, without_trailing_spaces(p))] for p in prompts]
-    width = max(map(len, rows))
-    ids = torch.tensor([[start] * (width - len(r)) + r for r in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=model.device)
+    ids, mask = (t.to(model.device) for t in batch(rows, start, left=True))
     pad = tokenizer.pad_token_id
     how = (
         {"do_sample": False} if seed is None else {"do_sample": True, "top_k": TOP_K, "top_p": 1.0, "temperature": 1.0}
@@ -74,7 +72,7 @@ def write(
             pad_token_id=start if pad is None else pad,
             **how,
         )
-    return [decode_after(tokenizer, row[:width], row[width:]) for row in out.tolist()]
+    return [decode_after(tokenizer, row[: ids.shape[1]], row[ids.shape[1] :]) for row in out.tolist()]
 
 
 def holds(text: str, answer: str) -> bool:

@@ -118,12 +118,17 @@ def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def batch(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (N, T) and their attention mask (N, T), both int64."""
+def batch(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (N, T) and their attention mask (N, T), both int64; or padded on the left, to be continued."""
     length = max(map(len, sequences))
-    ids = torch.tensor([[*s, *[pad] * (length - len(s))] for s in sequences], dtype=torch.long, device=device)
-    lengths = torch.tensor([len(s) for s in sequences], device=device)
-    return ids, (torch.arange(length, device=device) < lengths[:, None]).long()
+    fill = [[pad] * (length - len(s)) for s in sequences]
+    rows = [[*f, *s] if left else [*s, *f] for f, s in zip(fill, sequences, strict=True)]
+    ids = torch.tensor(rows, dtype=torch.long, device=device)
+    lengths = torch.tensor([len(s) for s in sequences], device=device)[:, None]
+    at = torch.arange(length, device=device)
+    return ids, (at >= length - lengths if left else at < lengths).long()
 
 
 def context_length(model: PreTrainedModel) -> int:
