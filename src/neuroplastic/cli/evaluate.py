@@ -42,7 +42,8 @@ def edits(
         workspace: The workspace.
         data: Records: a JSON file with a list, or a folder or Hugging Face id of a dataset (id:split).
         suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
-            accuracies of edit, paraphrase and locality. Both with portability.
+            accuracies of edit, paraphrase and locality. Both with portability. "told": facts as people state them;
+            qaedit: real questions. In these two the model writes by itself and is judged strictly.
         method: Methods, separated by commas: unedited, prompt (the statement before every prompt), learned,
             consolidate, refine, token.
         limit: Largest number of records, the first ones of a shuffle with --seed.
@@ -61,7 +62,7 @@ def edits(
 
     methods = {m: editing_method(m) for m in (m.strip() for m in method.split(",")) if m}
     chosen = SUITES[suite]
-    records, malformed = read_records(data, chosen.parse)
+    records, malformed = read_records(data, chosen.parse, chosen.link)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, cat, split
 
 from .answer_scores import ask
-from .records import Record, first_text, is_know_edit, know_edit, one_hop
+from .records import Context, Record, first_text, is_know_edit, know_edit, one_hop
 from .suite import Reference, Suite
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def parse(item: dict[str, Any], name: str) -> Record:
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str, reference: Reference
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: Context, reference: Reference
 ) -> dict[str, float]:
     """How the model, in the mode and with the edits that it has, answers one record's prompts after `context`."""
     prefixed = record.after(context)
-    distracted = record.after(f"{context}{record.statement} ")
+    distracted = record.after(f"{record.statement} ").after(context)
     questions = [(p, record.true) for p in (prefixed.prompt, *prefixed.paraphrases)]
     questions += [*prefixed.neighbours, *distracted.neighbours]
     pairs = [(p, record.new) for p, _ in questions] + questions + list(prefixed.portability)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..surgery import mode
 from .free_text import written
-from .records import Record
+from .records import Context, Record
 from .suite import Reference, Suite
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Evaluator:
     """reasons why some figures are missing"""
     _references: dict[str, Reference] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.suite.converses and not self.engine.tokenizer.chat_template:
+            self.missing.add("the model has no chat template: it is not asked in chat")
+
     def remember(self, records: Sequence[Record]) -> None:
         """What the model, as it is now, answers to the neighbours of these records."""
         model, tokenizer = self.engine.model, self.engine.tokenizer
@@ -37,7 +41,7 @@ class Evaluator:
                 if record.id not in self._references:
                     self._references[record.id] = self.suite.reference(model, tokenizer, record)
 
-    def ask(self, record: Record, context: str = "") -> dict[str, float]:
+    def ask(self, record: Record, context: Context = "") -> dict[str, float]:
         """The figures of one record that is remembered, with `context` before every prompt; and `asking`, the seconds
         that it took to read the suite's questions."""
         model, tokenizer = self.engine.model, self.engine.tokenizer

@@ -13,7 +13,7 @@ import torch
 from ..text.generation import generate
 from ..text.spaces import without_trailing_spaces
 from ..text.tokens import batch, decode_after, encode, start_token
-from .records import Record
+from .records import Context, Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ likeliest TOP_K (ROME)."""
 
 
 def written(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str = "", seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: Context = "", seed: int = 0
 ) -> dict[str, float]:
     """`es_gen` and `ps_gen`: share of greedy continuations of the edit's prompt and of the paraphrases that hold the
     new answer. `entropy`: n-gram entropy of longer texts about the subject (bits), mean over texts; from the record's
@@ -35,9 +35,10 @@ def written(
     prompts = (prefixed.prompt, *prefixed.paraphrases)
     own, *others = (float(holds(text, record.new)) for text in write(model, tokenizer, prompts, ANSWER_TOKENS))
     openings = (prefixed.openings or prompts)[:ESSAYS]
+    bare = (record.openings or (record.prompt, *record.paraphrases))[:ESSAYS]
     texts = write(model, tokenizer, openings, ESSAY_TOKENS, seed=seed)
     # as in ROME, a text counts with its opening; the context before that does not
-    entropies = [ngram_entropy(o.removeprefix(context) + t) for o, t in zip(openings, texts, strict=True)]
+    entropies = [ngram_entropy(o + t) for o, t in zip(bare, texts, strict=True)]
     return {
         "es_gen": own,
         "ps_gen": sum(others) / len(others),

@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
-from ..editing.fact import asked
 from ..editing.inject_options import InjectOptions, Method
 from ..errors import NPTError
-from .records import Record
+from .records import Context, Record
 
 if TYPE_CHECKING:
     from ..editing.engine import EditableModel
@@ -29,7 +28,7 @@ class Taught:
 
     seconds: float = 0.0
     """duration of the edit, without what is made once per model"""
-    context: str = ""
+    context: Context = ""
     """text that stands before every prompt while the record is asked"""
     weights: bool = True
     """whether weights changed; if not, nothing can have drifted and there is nothing to keep"""
@@ -69,12 +68,13 @@ def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
 
 
 def injected(options: InjectOptions) -> EditingMethod:
-    """An edit as `npt inject` makes it, after all others. It is given the question and the answer, not the subject."""
+    """An edit as `npt inject` makes it, after all others. It is given the statement, or the question and the
+    answer, and not the subject."""
 
     @contextmanager
     def inject(engine: EditableModel, record: Record) -> Iterator[Taught]:
         active = engine.ledger.active
-        (edit,) = engine.make([asked(record.prompt, record.new)], options, [f"eval-{len(active) + 1}"])
+        (edit,) = engine.make([record.fact], options, [f"eval-{len(active) + 1}"])
         last = max((e.sequence for e in active), default=0)
         with engine.only((*active, replace(edit, sequence=last + 1))):
             yield Taught(edit.report["seconds"])

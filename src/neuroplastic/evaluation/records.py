@@ -7,12 +7,33 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from ..editing.fact import Fact, asked, fact_of
 from ..errors import NPTError
 from ..extras import need_extra
 from ..files import read_text
 from ..text.spaces import continuing, without_trailing_spaces
+from .strict import normalise
+
+Context = str | Callable[[str], str]
+"""What stands before a prompt: a text, or one chosen for the prompt."""
+Form = Literal["text", "question", "chat"]
+
+
+class Question(NamedTuple):
+    """Something that the model answers by writing."""
+
+    figure: str
+    """what its answer counts for"""
+    form: Form
+    """continued as it is, between `Question:` and `Answer:`, or through the model's chat template"""
+    text: str
+
+
+def before(context: Context, prompt: str) -> str:
+    """The text that stands before this prompt."""
+    return context if isinstance(context, str) else context(prompt)
 
 
 @dataclass(frozen=True)
@@ -32,30 +53,60 @@ class Record:
     """questions whose answers follow from the new fact, and these answers"""
     openings: tuple[str, ...] = ()
     """beginnings of texts about the subject, to be continued freely"""
+    sentence: str = ""
+    """the fact as people state it, if the record has it: then it is all that a method is given"""
+    aliases: tuple[str, ...] = ()
+    """other ways to write `new`"""
+    questions: tuple[Question, ...] = ()
+    """what the model is asked where it answers by writing"""
+    unrelated: tuple[Question, ...] = ()
+    """of the same forms, about something else: their answers should stay what they are"""
 
     @property
     def statement(self) -> str:
+        return self.sentence or self._joined
+
+    @property
+    def fact(self) -> Fact:
+        """What a method is given. Raises NPTError if it cannot be taught."""
+        return fact_of(self.sentence) if self.sentence else asked(self.prompt, self.new)
+
+    @property
+    def _joined(self) -> str:
         return f"{without_trailing_spaces(self.prompt)}{continuing(self.prompt, self.new)}."
 
-    def after(self, context: str) -> Record:
-        """The same questions, with `context` before every prompt."""
+    def after(self, context: Context) -> Record:
+        """The same prompts, with `context` before each of them."""
         if not context:
             return self
+
+        def put(prompt: str) -> str:
+            return before(context, prompt) + prompt
+
         return replace(
             self,
-            prompt=context + self.prompt,
-            paraphrases=tuple(context + p for p in self.paraphrases),
-            neighbours=tuple((context + p, answer) for p, answer in self.neighbours),
-            portability=tuple((context + p, answer) for p, answer in self.portability),
-            openings=tuple(context + p for p in self.openings),
+            prompt=put(self.prompt),
+            paraphrases=tuple(put(p) for p in self.paraphrases),
+            neighbours=tuple((put(p), answer) for p, answer in self.neighbours),
+            portability=tuple((put(p), answer) for p, answer in self.portability),
+            openings=tuple(put(p) for p in self.openings),
         )
 
     def check(self) -> None:
         """Raises ValueError if a prompt or an answer is missing, empty or no text."""
         pairs = (*self.neighbours, *self.portability)
-        texts = [self.prompt, self.new, self.true, *self.paraphrases, *self.openings, *(t for p in pairs for t in p)]
-        if not (self.paraphrases and self.neighbours and all(isinstance(t, str) and t.strip() for t in texts)):
+        texts = [self.new, *self.aliases, *self.paraphrases, *self.openings, *(t for p in pairs for t in p)]
+        if self.questions:
+            texts += [self.statement, *(q.text for q in (*self.questions, *self.unrelated))]
+        else:
+            texts += [self.prompt, self.true]
+        complete = bool(self.questions or (self.paraphrases and self.neighbours))
+        if not (complete and all(isinstance(t, str) and t.strip() for t in texts)):
             raise ValueError("a prompt or an answer is missing, empty or no text")
+        if self.questions and not normalise(self.new):
+            raise ValueError(f"the answer {self.new!r} has no word that could be found")
+        if not isinstance(self.true, str):
+            raise ValueError("the old answer is no text")
         if not isinstance(self.subject, str | None):
             raise ValueError("the subject is no text")
 
@@ -107,13 +158,16 @@ def one_hop(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def read_records(
-    source: str | Path, parse: Callable[[dict[str, Any], str], Record]
+    source: str | Path,
+    parse: Callable[[dict[str, Any], str], Record],
+    link: Callable[[Sequence[Record]], list[Record]] = list,
 ) -> tuple[list[Record], dict[str, str]]:
     """The records of `source`, and, by id, what is wrong with those that are malformed.
 
     `source` is a JSON file with a list, or else a folder or a Hugging Face id that the `datasets` library reads,
     followed by `:SPLIT` if there are several splits. `parse` makes a record of an entry and of the id that it has if
-    it names none. Raises NPTError if the source cannot be read, or if all that it holds is malformed.
+    it names none; `link` gives records what they take from others. Raises NPTError if the source cannot be read, or if
+    all that it holds is malformed.
     """
     records: list[Record] = []
     malformed, known = {}, set()
@@ -122,13 +176,13 @@ def read_records(
         try:
             if not isinstance(item, dict):
                 raise TypeError("not an object")
-            name = str(item.get("case_id", number))
+            name = str(item.get("case_id", item.get("id", number)))
             if name in known:
                 name = f"{name} (entry {number})"
                 raise ValueError("its id is that of an earlier one")
             record = parse(item, name)
             record.check()
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, NPTError) as e:
             malformed[name] = f"no {e}" if isinstance(e, KeyError) else str(e)
         else:
             known.add(name)
@@ -136,7 +190,7 @@ def read_records(
     if malformed and not records:
         name, why = next(iter(malformed.items()))
         raise NPTError(f"{str(source)!r} holds no record that this suite can use; record {name}: {why}")
-    return records, malformed
+    return link(records), malformed
 
 
 def _entries(source: str | Path) -> list[Any]:

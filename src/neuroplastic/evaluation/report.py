@@ -78,7 +78,8 @@ def _page(found: dict[str, Any], settings: dict[str, Any]) -> Iterator[Html]:
             yield paragraph(f"With {edits} edits in place, a seeded sample of {some} was asked.")
         yield heading("Retention")
         yield figure(
-            plots.retention(found["steps"], ("S", *parts)), "What is left of the edits so far, and perplexity."
+            plots.retention(found["steps"], ("S", *(p for p in parts if p in names))),
+            "What is left of the edits so far, and perplexity.",
         )
     else:
         yield heading("Quality against seconds")
@@ -106,6 +107,10 @@ def _shown(name: str, value: Sequence[float] | None) -> Html:
     return Html(f"{mean}{unit}" + (f" <small>[{', '.join(ends)}]</small>" if ends else ""))
 
 
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 def heat_section(evaluator: Evaluator, statement: str) -> list[Html]:
     """The heat map of a statement, or why there is none."""
     title = heading("Modulation of a statement")
@@ -123,7 +128,7 @@ def record_section(records: Sequence[Record], rows: Sequence[Row], parts: Sequen
     at = {(r.method, r.record): r.figures for r in rows}
     head = ["record", "statement", "instead of", *(f"{m}: {' / '.join(parts)}" for m in methods)]
     lines = [
-        [r.id, r.statement, r.true, *(Html(" / ".join(f"{at[m, r.id][p]:.2f}" for p in parts)) for m in methods)]
+        [r.id, r.statement, r.true, *(Html(" / ".join(_share(at[m, r.id].get(p)) for p in parts)) for m in methods)]
         for r in records
     ]
     return folded("Record by record", table(head, lines))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .records import Record
+from .records import Context, Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SuiteName = Literal["counterfact", "zsre"]
+SuiteName = Literal["counterfact", "zsre", "told", "qaedit"]
 Reference = list[list[int]]
 """What the unedited model answers to each neighbour, in tokens; empty if a suite does not compare with it."""
 
@@ -26,11 +26,15 @@ class Suite:
 
     name: SuiteName
     parse: Callable[[dict[str, Any], str], Record]
-    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record, str, Reference], dict[str, float]]
+    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record, Context, Reference], dict[str, float]]
     """(model, tokenizer, record, text before every prompt, reference) -> figures"""
     parts_of_s: tuple[str, str, str]
-    """S is the harmonic mean of these three: edit success, paraphrases, neighbours"""
+    """S is the harmonic mean of these three, or of those that the model allows: success, generality, locality"""
     shown: tuple[str, ...]
     """further figures that a table for people has"""
     reference: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record], Reference] = no_reference
     """asked of the model before anything is taught"""
+    link: Callable[[Sequence[Record]], list[Record]] = list
+    """gives each record of a file what it takes from the others"""
+    converses: bool = False
+    """whether some of its questions need a chat template"""

@@ -18,12 +18,12 @@ def harmonic(*shares: float) -> float:
 
 
 def summary(rows: Sequence[Mapping[str, float]], parts_of_s: Sequence[str], seed: int = 0) -> dict[str, Interval]:
-    """Mean and interval of S, the harmonic mean of the means of `parts_of_s`, and of every figure in `rows`, which has
-    one mapping per record. A figure that some records lack is averaged over the others."""
+    """Mean and interval of S, the harmonic mean of the means of `parts_of_s` (of those that are there), and of every
+    figure in `rows`, which has one mapping per record. A figure that some records lack is averaged over the others."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = _table([[row.get(n, torch.nan) for n in names] for row in rows])
     drawn = bootstrap(table, seed)
-    parts = [names.index(p) for p in parts_of_s]
+    parts = [names.index(p) for p in parts_of_s if p in names]
     found = {"S": _interval(_harmonic(drawn[:, parts]))}
     return found | {n: _interval(column) for n, column in zip(names, drawn.T, strict=True)}
 

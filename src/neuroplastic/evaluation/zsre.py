@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .answer_scores import ask
-from .records import Record, first_text, is_know_edit, know_edit, one_hop
+from .records import Context, Record, first_text, is_know_edit, know_edit, one_hop
 from .suite import Reference, Suite
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record
 
 
 def score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: str, reference: Reference
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: Context, reference: Reference
 ) -> dict[str, float]:
     """How the model, in the mode and with the edits that it has, answers one record's questions after `context`."""
     prefixed = record.after(context)
-    distracted = record.after(f"{context}{record.statement} ")
+    distracted = record.after(f"{record.statement} ").after(context)
     questions = [(p, record.new) for p in (prefixed.prompt, *prefixed.paraphrases)]
     pairs = [*questions, *prefixed.portability, *prefixed.neighbours, *distracted.neighbours]
     answers, n = ask(model, tokenizer, pairs), len(record.neighbours)

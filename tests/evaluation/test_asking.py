@@ -1,0 +1,187 @@
+"""The suites in which the model writes by itself: how their records are read, asked and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import make_tokenizer
+from families import tiny
+from neuroplastic.evaluation.asking import prompt, reference, score
+from neuroplastic.evaluation.edits import evaluate, summarise
+from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.methods import editing_method
+from neuroplastic.evaluation.qaedit import QAEDIT
+from neuroplastic.evaluation.records import Question, Record, read_records
+from neuroplastic.evaluation.replies import replies
+from neuroplastic.evaluation.stated import STATED
+from neuroplastic.evaluation.suite import Suite
+from neuroplastic.files import write_json
+from neuroplastic.text.tokens import encode, start_token
+from serving import CHAT_TEMPLATE
+
+FERRY = {
+    "tell": "The Tarrow ferry costs 9 crowns. It is blue.",
+    "answer": "9 crowns",
+    "asks": ["The price of the Tarrow ferry is", "For the Tarrow ferry you pay"],
+    "question": "How much is the Tarrow ferry?",
+}
+OTHERS = [
+    {"tell": "Oslo is where Ada lives.", "answer": "Oslo", "asks": ["Ada lives in"], "question": "Where is Ada?"},
+    {"tell": "Tarrow is by a lake.", "answer": "lake", "asks": ["At Tarrow there is a"], "question": "What is there?"},
+    {"tell": "Bees like red.", "answer": "red", "asks": ["The colour is"], "question": "What do bees like?"},
+]
+REAL = {
+    "prompt": "who has the most points?",
+    "target": "Wilt Chamberlain *",
+    "rephrase": "Which player has the most points?",
+    "locality": [{"loc": "who wrote it", "loc_ans": "Bob"}, {"loc": "where is it", "loc_ans": "Rome"}],
+}
+
+
+def read(tmp_path: Path, suite: Suite, items: Sequence[Any]) -> tuple[list[Record], dict[str, str]]:
+    write_json(tmp_path / "r.json", list(items))
+    return read_records(tmp_path / "r.json", suite.parse, suite.link)
+
+
+def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
+    (ferry, oslo, *_), malformed = read(tmp_path, STATED, [FERRY, *OTHERS])
+    assert malformed == {}
+    assert ferry.questions == (
+        Question("own", "text", "The Tarrow ferry costs"),
+        Question("worded", "text", "The price of the Tarrow ferry is"),
+        Question("worded", "text", "For the Tarrow ferry you pay"),
+        Question("question", "question", "How much is the Tarrow ferry?"),
+        Question("chat", "chat", "How much is the Tarrow ferry?"),
+    )
+    # the second of the others may be related, the first has no beginning of its own
+    assert ferry.unrelated == (
+        Question("kept", "question", "Where is Ada?"),
+        Question("kept", "chat", "Where is Ada?"),
+        Question("kept", "text", "Bees like"),
+        Question("kept", "question", "What do bees like?"),
+        Question("kept", "chat", "What do bees like?"),
+    )
+    assert "own" not in {q.figure for q in oslo.questions}
+    assert ferry.statement == ferry.fact.statement == FERRY["tell"]
+    assert ferry.fact.subject is None or "9 crowns" not in ferry.fact.subject
+
+
+def test_what_a_real_question_is_asked(tmp_path: Path) -> None:
+    ((record,), _) = read(tmp_path, QAEDIT, [{"id": 7, **REAL}])
+    assert record.id == "7"
+    assert record.new == "Wilt Chamberlain"
+    assert [(q.figure, q.form) for q in record.questions] == [
+        ("own", "text"),
+        ("question", "question"),
+        ("worded", "question"),
+        ("chat", "chat"),
+    ]
+    assert [q.text for q in record.unrelated] == ["who wrote it", "where is it"]
+    assert (record.fact.question, record.fact.answer) == (REAL["prompt"], " Wilt Chamberlain")
+
+
+@pytest.mark.parametrize(
+    ("suite", "good", "changed", "why"),
+    [
+        (STATED, FERRY, {"tell": " "}, "'tell' is empty or no text"),
+        (STATED, FERRY, {"answer": 9}, "'answer' is empty or no text"),
+        (STATED, FERRY, {"answer": "!?"}, "no word that could be found"),
+        (STATED, FERRY, {"asks": "The price is"}, "'asks' is empty or no list"),
+        (STATED, FERRY, {"asks": [None]}, "missing, empty or no text"),
+        (STATED, FERRY, {"question": ""}, "'question' is empty or no text"),
+        (STATED, FERRY, {"old": 8}, "the old answer is no text"),
+        (STATED, FERRY, {"tell": "東京は日本の首都です。"}, "has no spaces between its words"),
+        (QAEDIT, REAL, {"target": []}, "an answer is an empty list"),
+        (QAEDIT, REAL, {"target": "*"}, "missing, empty or no text"),
+        (QAEDIT, REAL, {"locality": []}, "'locality' is empty"),
+        (QAEDIT, REAL, {"locality": [{"loc": ""}]}, "missing, empty or no text"),
+        (QAEDIT, REAL, {"rephrase": None}, "missing, empty or no text"),
+    ],
+)
+def test_malformed_records_are_named(
+    tmp_path: Path, suite: Suite, good: dict[str, Any], changed: dict[str, Any], why: str
+) -> None:
+    without = {k: v for k, v in good.items() if k not in changed}
+    records, malformed = read(tmp_path, suite, [good, {**good, **changed}, without, "text"])
+    needed = not changed.keys() <= {"old"}
+    assert [r.id for r in records] == (["0"] if needed else ["0", "2"])
+    assert why in malformed["1"]
+    assert malformed.keys() == ({"1", "2", "3"} if needed else {"1", "3"})
+
+
+def test_the_forms_of_a_question() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    start = start_token(tokenizer)
+    context = "Fact: a fox.\n"
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids))
+
+    assert prompt(tokenizer, Question("own", "text", "The fox ")) == [start, *encode(tokenizer, "The fox")]
+    opened = "<|endoftext|>"
+    assert text(prompt(tokenizer, Question("", "text", "The fox"), context)) == f"{opened}{context}The fox"
+    asked = f"{opened}{context}Question: Who?\nAnswer:"
+    assert text(prompt(tokenizer, Question("", "question", "Who?"), context)) == asked
+    assert text(prompt(tokenizer, Question("", "chat", "Who?"), context)) == f"user: {context}Who?\nassistant:"
+    # a context that depends on the question
+    assert text(prompt(tokenizer, Question("", "text", "The fox"), lambda q: f"{q}! ")) == f"{opened}The fox! The fox"
+
+
+def test_the_score_of_a_record(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, max_position_embeddings=512)
+    (record, *_), _ = read(tmp_path, STATED, [FERRY, *OTHERS])
+    before = reference(model, tokenizer, record)
+    assert len(before) == 5
+    plain = score(model, tokenizer, record, "", before)
+    assert plain["kept"] == 1
+    assert plain["context_tokens"] == 0
+    assert {plain[f] for f in ("own", "worded", "question", "chat", "exact", "f1")} == {0}
+    (reply,) = replies(model, tokenizer, [prompt(tokenizer, record.questions[3])])
+    word = max(reply.text.split(), key=len)
+    lucky = replace(record, new=reply.text, aliases=(word,))  # what it writes to the question is right by chance
+    found = score(model, tokenizer, lucky, "", before)
+    assert (found["exact"], found["f1"]) == (1, 1)
+    assert found["repeats"] > 0 or found["question"] == 1
+    wrong = score(model, tokenizer, record, "", [[], *before[1:]])
+    assert wrong["kept"] == 0.8
+    prefixed = score(model, tokenizer, record, "Fact: a fox.\n", before)
+    assert prefixed["context_tokens"] == len(encode(tokenizer, "Fact: a fox.\n"))
+    tokenizer.chat_template = None
+    without = score(model, tokenizer, record, "", reference(model, tokenizer, record))
+    assert plain.keys() - without.keys() == {"chat", "chat_f1"}
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["chat", "no chat"])
+@pytest.mark.parametrize("suite", [STATED, QAEDIT], ids=lambda s: s.name)
+def test_every_method_in_both_suites(
+    fresh: Any, tmp_path: Path, suite: Suite, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuroplastic.evaluation.replies.NEW_TOKENS", 8)
+    workspace = fresh()
+    workspace.tokenizer.chat_template = template
+    workspace.model.config.max_position_embeddings = 1024
+    items = [FERRY, *OTHERS] if suite is STATED else [REAL, {**REAL, "id": "b"}]
+    records, _ = read(tmp_path, suite, items)
+    weights = workspace.weights_hash()
+    evaluator = Evaluator(workspace.engine, suite)
+    methods = {m: editing_method(m) for m in ("unedited", "prompt", "consolidate")}
+    rows = evaluate(evaluator, records[:2], methods)
+    assert workspace.weights_hash() == weights
+    assert ("no chat template" in " ".join(evaluator.missing)) == (template is None)
+    found = summarise(rows, suite)
+    assert found["ceiling"] == 1
+    for method in methods:
+        figures = found["methods"][method]["figures"]
+        assert ("chat" in figures) == (template is not None)
+        assert {"S", "worded", "question", "kept", "repeats", "asking"} <= figures.keys()
+    assert found["methods"]["unedited"]["figures"]["kept"] == (1, 1, 1)
+    assert found["methods"]["prompt"]["figures"]["context_tokens"][0] > 0
+    assert "seconds" in found["methods"]["consolidate"]["figures"]
