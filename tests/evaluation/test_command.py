@@ -117,7 +117,7 @@ def test_bad_input_is_answered(run: Any, tmp_path: Path) -> None:
     report = str(tmp_path / "report")
     assert run(FLAT, "--report", report)[0] == 0
     for data, options, cause in (
-        (FLAT, ["--method", "magic"], "method must be one of unedited, prompt, learned, consolidate, refine, token"),
+        (FLAT, ["--method", "magic"], "method must be one of unedited, prompt, retrieval, learned, consolidate"),
         (FLAT, ["--method", ","], "there is no method to evaluate"),
         (FLAT, ["--limit", "0"], "limit must be at least 1"),
         (FLAT, ["--sequential", "0"], "limit must be at least 1"),

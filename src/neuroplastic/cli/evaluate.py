@@ -44,8 +44,8 @@ def edits(
         suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
             accuracies of edit, paraphrase and locality. Both with portability. "told": facts as people state them;
             qaedit: real questions. In these two the model writes by itself and is judged strictly.
-        method: Methods, separated by commas: unedited, prompt (the statement before every prompt), learned,
-            consolidate, refine, token.
+        method: Methods, separated by commas: unedited, prompt (the statement before every prompt), retrieval (of
+            the statements of all records, the best for a prompt before it), learned, consolidate, refine, token.
         limit: Largest number of records, the first ones of a shuffle with --seed.
         seed: Seed of the shuffle, of the intervals and of what is written freely.
         sequential: Make this number of sequential edits instead of one edit at a time, and ask them again after 1, 3,
@@ -55,17 +55,19 @@ def edits(
         report: Folder for report.html, summary.json, summary.csv and rows.jsonl. An interrupted run continues from
             there.
     """
-    from ..evaluation.methods import editing_method
+    from ..evaluation.methods import check_methods, editing_method
     from ..evaluation.records import choose, read_records
     from ..evaluation.run import run_suite
     from ..evaluation.suites import SUITES
 
-    methods = {m: editing_method(m) for m in (m.strip() for m in method.split(",")) if m}
+    names = [m.strip() for m in method.split(",") if m.strip()]
+    check_methods(names)
     chosen = SUITES[suite]
     records, malformed = read_records(data, chosen.parse, chosen.link)
     for name, why in malformed.items():
         note(f"npt: record {name} is left out: {why}")
     records = choose(records, limit if sequential is None else sequential, seed)
+    methods = {m: editing_method(m, [r.statement for r in records]) for m in names}
     options = (Path(data).name, seed, sequential is not None, generate, report, malformed)
     found = run_suite(open_workspace(workspace).engine, chosen, records, methods, *options)
     wide = ("S", *chosen.parts_of_s)

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, get_args
 from ..editing.inject_options import InjectOptions, Method
 from ..errors import NPTError
 from .records import Context, Record
+from .retrieval import Index
 
 if TYPE_CHECKING:
     from ..editing.engine import EditableModel
 
 WITHOUT_EDIT = ("unedited", "prompt")
 """What methods are compared with: the model as it is, and with the statement before every prompt."""
+RETRIEVAL = "retrieval"
+"""Another such method: of all statements of a run, the one that matches a prompt best stands before it."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,22 @@ EditingMethod = Callable[["EditableModel", Record], AbstractContextManager[Taugh
 
 def check_methods(methods: Sequence[str]) -> None:
     """Raises NPTError for one that does not exist."""
-    known = (*WITHOUT_EDIT, *get_args(Method))
+    known = (*WITHOUT_EDIT, RETRIEVAL, *get_args(Method))
     for method in methods:
         if method not in known:
             raise NPTError(f"method must be one of {', '.join(known)}, not {method!r}")
 
 
-def editing_method(method: str) -> EditingMethod:
-    """The method of that name: `unedited`, `prompt`, or a method of `InjectOptions` as it is by default."""
+def editing_method(method: str, statements: Sequence[str] = ()) -> EditingMethod:
+    """The method of that name: `unedited`, `prompt`, `retrieval` of the best of `statements`, or a method of
+    `InjectOptions` as it is by default. Raises NPTError as `check_methods` and `Index` do."""
     check_methods([method])
     if method == "unedited":
         return unedited
     if method == "prompt":
         return in_prompt
+    if method == RETRIEVAL:
+        return retrieved(statements)
     return injected(InjectOptions(method))  # type: ignore[arg-type]
 
 
@@ -64,7 +70,27 @@ def unedited(engine: EditableModel, record: Record) -> Iterator[Taught]:
 @contextmanager
 def in_prompt(engine: EditableModel, record: Record) -> Iterator[Taught]:
     """The statement as context, which costs tokens with every prompt."""
-    yield Taught(context=f"Fact: {record.statement}\n", weights=False)
+    yield Taught(context=as_context(record.statement), weights=False)
+
+
+def as_context(statement: str) -> str:
+    return f"Fact: {statement}\n"
+
+
+def retrieved(statements: Sequence[str]) -> EditingMethod:
+    """All statements in an index, whichever record is asked: of these, the best one for each prompt is its context.
+    A prompt that shares no word with any of them has none."""
+    index = Index(statements)
+
+    def context(prompt: str) -> str:
+        best = index.best(prompt)
+        return as_context(best) if best is not None else ""
+
+    @contextmanager
+    def look_up(engine: EditableModel, record: Record) -> Iterator[Taught]:
+        yield Taught(context=context, weights=False)
+
+    return look_up
 
 
 def injected(options: InjectOptions) -> EditingMethod:
