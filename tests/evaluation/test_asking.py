@@ -49,7 +49,7 @@ def read(tmp_path: Path, suite: Suite, items: Sequence[Any]) -> tuple[list[Recor
 
 
 def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
-    (ferry, oslo, *_), malformed = read(tmp_path, STATED, [FERRY, *OTHERS])
+    (ferry, oslo, lake, bees), malformed = read(tmp_path, STATED, [FERRY, *OTHERS])
     assert malformed == {}
     assert ferry.questions == (
         Question("own", "text", "The Tarrow ferry costs"),
@@ -58,10 +58,11 @@ def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
         Question("question", "question", "How much is the Tarrow ferry?"),
         Question("chat", "chat", "How much is the Tarrow ferry?"),
     )
-    # the second of the others may be related, the first has no beginning of its own
-    assert ferry.unrelated == (
-        Question("kept", "question", "Where is Ada?"),
-        Question("kept", "chat", "Where is Ada?"),
+    assert oslo.unrelated[0] == Question("kept", "text", "Tarrow is by a")  # the next one
+    # the one after the last is the first, which has no beginning of its own
+    assert [q.text for q in bees.unrelated] == ["The Tarrow ferry costs", *2 * ["How much is the Tarrow ferry?"]]
+    # the next one about something else: neither Tarrow nor the lake
+    assert lake.unrelated == (
         Question("kept", "text", "Bees like"),
         Question("kept", "question", "What do bees like?"),
         Question("kept", "chat", "What do bees like?"),
@@ -139,7 +140,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, max_position_embeddings=512)
     (record, *_), _ = read(tmp_path, STATED, [FERRY, *OTHERS])
     before = reference(model, tokenizer, record)
-    assert len(before) == 5
+    assert len(before) == 2
     plain = score(model, tokenizer, record, "", before)
     assert plain["kept"] == 1
     assert plain["context_tokens"] == 0
@@ -151,7 +152,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     assert (found["exact"], found["f1"]) == (1, 1)
     assert found["repeats"] > 0 or found["question"] == 1
     wrong = score(model, tokenizer, record, "", [[], *before[1:]])
-    assert wrong["kept"] == 0.8
+    assert wrong["kept"] == 0.5
     prefixed = score(model, tokenizer, record, "Fact: a fox.\n", before)
     assert prefixed["context_tokens"] == len(encode(tokenizer, "Fact: a fox.\n"))
     tokenizer.chat_template = None

@@ -7,7 +7,7 @@ A record has `tell`, the statement, which is all that a method is given; `answer
     worded    the same for the beginnings in other words
     question  the answer is given after `Question: ... Answer:`
     chat      the answer is given in the model's chat template
-    kept      of two other records, about something else: the statement's beginning, the question, and the chat
+    kept      of another record, about something else: the statement's beginning, the question, and the chat
     S         harmonic mean of worded, chat and kept
 
 `asking.py` has the rest.
@@ -26,10 +26,8 @@ from .records import Question, Record
 from .strict import normalise
 from .suite import Suite
 
-UNRELATED = 2
-"""Number of other records whose questions are asked for `kept`."""
 LETTERS = 4
-"""Two records with a word in common that is at least as long may be related."""
+"""Two statements with a word in common that is at least as long may be related."""
 
 
 def parse(item: dict[str, Any], name: str) -> Record:
@@ -50,21 +48,21 @@ def parse(item: dict[str, Any], name: str) -> Record:
 
 
 def link(records: Sequence[Record]) -> list[Record]:
-    """Each record with the questions of the next ones in the file that are about something else: that have no longer
-    word in common with it."""
+    """Each record with the questions of the next one in the file that is about something else: whose statement has no
+    longer word in common with its own."""
     words = [_words(r) for r in records]
     found = []
     for i, record in enumerate(records):
         others = ((i + step) % len(records) for step in range(1, len(records)))
-        chosen = [j for j in others if not words[i] & words[j]][:UNRELATED]
-        unrelated = [q._replace(figure="kept") for j in chosen for q in records[j].questions if q.figure != "worded"]
-        found.append(replace(record, unrelated=tuple(unrelated)))
+        chosen = next((j for j in others if not words[i] & words[j]), None)
+        asked = records[chosen].questions if chosen is not None else ()
+        unrelated = tuple(q._replace(figure="kept") for q in asked if q.figure != "worded")
+        found.append(replace(record, unrelated=unrelated))
     return found
 
 
 def _words(record: Record) -> set[str]:
-    texts = [record.statement, *(q.text for q in record.questions)]
-    return {w for w in normalise(" ".join(texts)).split() if len(w) >= LETTERS}
+    return {w for w in normalise(record.statement).split() if len(w) >= LETTERS}
 
 
 STATED = Suite(
