@@ -38,7 +38,7 @@ from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.methods import WITHOUT_EDIT, EditingMethod, Taught, editing_method
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.plots import need_matplotlib
-from neuroplastic.evaluation.records import Record, choose, read_records
+from neuroplastic.evaluation.records import Record, before, choose, read_records
 from neuroplastic.evaluation.report import entries, write_report
 from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
@@ -124,7 +124,7 @@ def context_tokens(
     for name in tokens.keys() & set(WITHOUT_EDIT):  # the others need no context
         for record in records:
             with methods[name](engine, record) as taught:
-                tokens[name] += len(encode(engine.tokenizer, taught.context)) / len(records)
+                tokens[name] += len(encode(engine.tokenizer, before(taught.context, record.prompt))) / len(records)
     return tokens
 
 

@@ -88,6 +88,34 @@ def test_figures_and_what_is_left_out(run: Any) -> None:
     assert (status, [s["edits"] for s in kept["steps"]]) == (0, [1, 2])
 
 
+def test_a_strict_suite_is_reported_and_resumes(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroplastic.evaluation.replies.NEW_TOKENS", 6)
+    told = [
+        {"tell": "The fox is lazy.", "answer": "lazy", "asks": ["A fox is"], "question": "How is the fox?"},
+        {"tell": "Sushi is from Italy.", "answer": "Italy", "asks": ["It came from"], "question": "Where is it from?"},
+        {"tell": "Sushi."},
+    ]
+    report = tmp_path / "report"
+    options = ("--suite", "told", "--method", "unedited,retrieval,token", "--report", str(report), "--json")
+    status, found, err = run(told, *options)
+    assert status == 0
+    assert "record 2 is left out: no 'answer'" in err
+    assert "no chat template" in found["missing"][0]
+    assert set(found["methods"]) == {"unedited", "retrieval", "token"}
+    assert found["methods"]["retrieval"]["figures"]["context_tokens"][0] > 0
+    page = Page((report / "report.html").read_text())
+    assert "The fox is lazy." in page.text
+    rows = (report / "rows.jsonl").read_text().splitlines(keepends=True)
+    (report / "rows.jsonl").write_text("".join(rows[:-1]))
+    assert run(told, *options)[1]["methods"]["unedited"] == found["methods"]["unedited"]
+    assert (report / "rows.jsonl").read_text().splitlines(keepends=True)[:-1] == rows[:-1]
+    status, out, _ = run(told, "--suite", "told")
+    assert status == 0
+    assert {"worded", "question", "kept", "repeats"} <= set(out.replace("│", " ").replace("┃", " ").split())
+    status, found, _ = run(told, "--suite", "told", "--method", "token", "--sequential", "2", "--json")
+    assert (status, [s["edits"] for s in found["steps"]]) == (0, [1, 2])
+
+
 @pytest.mark.parametrize("options", [(), ("--sequential", "3", "--method", "token")], ids=["alone", "in a row"])
 def test_a_report_is_one_page_and_a_run_resumes(run: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
     report = tmp_path / "report"
