@@ -58,7 +58,7 @@ def write(
     TOP_K likeliest tokens. The global random state stays as it is."""
     start = start_token(tokenizer)
     rows = [[start, *encode(tokenizer, without_trailing_spaces(p))] for p in prompts]
-    ids, mask = (t.to(model.device) for t in batch(rows, start, left=True))
+    ids, mask = batch(rows, start, model.device, left=True)
     pad = tokenizer.pad_token_id
     how = (
         {"do_sample": False} if seed is None else {"do_sample": True, "top_k": TOP_K, "top_p": 1.0, "temperature": 1.0}

@@ -42,7 +42,7 @@ def replies(
     found: list[Reply] = []
     for first in range(0, len(prompts), LARGEST_BATCH):
         some = prompts[first : first + LARGEST_BATCH]
-        ids, mask = (t.to(model.device) for t in batch(some, pad, left=True))
+        ids, mask = batch(some, pad, model.device, left=True)
         line = _LineEnds(tokenizer, ids.shape[1])
         out = generate(
             model,
