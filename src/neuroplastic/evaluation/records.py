@@ -176,7 +176,7 @@ def read_records(
         try:
             if not isinstance(item, dict):
                 raise TypeError("not an object")
-            name = str(item.get("case_id", item.get("id", number)))
+            name = str(item.get("case_id", number))
             if name in known:
                 name = f"{name} (entry {number})"
                 raise ValueError("its id is that of an earlier one")
