@@ -66,7 +66,7 @@ test-llamacpp: setup
 
 test-studio: setup
 	test -x /usr/bin/chromium || apt-get install -y --no-install-recommends chromium
-	$(BIN)/python -m pytest tests/studio tests/test_writing.py
+	$(BIN)/python -m pytest tests/studio tests/text/test_generation.py
 
 bench-edits: setup
 	$(BIN)/python benchmarks/edits.py $(BENCH)
