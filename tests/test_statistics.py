@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,3 +49,12 @@ def test_whitening_solves_the_covariance(workspace: npt.Workspace) -> None:
         keys = rand(3, len(C))
         solved = workspace.engine.whitening.solve(layer, site, keys).double()  # type: ignore[arg-type]
         assert_close(solved @ (C + RIDGE * C.diagonal().mean() * torch.eye(len(C))), keys, atol=1e-3, rtol=0)
+
+
+def test_the_first_edit_of_a_model_is_that_of_the_second_time_to_the_bit(fresh: Callable[..., npt.Workspace]) -> None:
+    """What was just measured gives the same products as what is read from the cache."""
+    first, second = (fresh(name).inject("Sushi originated in the country of Italy.") for name in ("one", "two"))
+    assert first.factors.keys() == second.factors.keys()
+    for place, (A, B) in first.factors.items():
+        assert torch.equal(A, second.factors[place].A)
+        assert torch.equal(B, second.factors[place].B)
