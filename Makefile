@@ -15,6 +15,9 @@ BIN := .venv/bin
 
 LATEST := .venv-latest/bin
 
+# Most tests are many small products: processes with one thread each do them sooner than one with many threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 BENCH ?=
 
 .PHONY: setup latest demo test test-latest test-llamacpp test-studio constraints bench bench-check bench-edits search-edits study \
@@ -50,11 +53,11 @@ demo: setup
 	$(BIN)/npt demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not llamacpp"
+	$(PYTEST) -m "not llamacpp"
 
 # What a dependency deprecates is listed at the end of the tests, and does not fail them.
 test-latest: latest
-	$(LATEST)/python -m pytest -m "not real and not slow and not browser" \
+	$(subst $(BIN),$(LATEST),$(PYTEST)) -m "not real and not slow and not browser" \
 		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 	$(LATEST)/python -W default::DeprecationWarning -m neuroplastic.cli demo
 
@@ -88,7 +91,7 @@ extensions: setup
 	cd benchmarks && ../$(BIN)/python extensions.py $(BENCH)
 
 quick: setup
-	$(BIN)/python -m pytest -m "not real and not slow and not browser"
+	$(PYTEST) -m "not real and not slow and not browser"
 
 lint: setup
 	$(BIN)/ruff check src tests examples benchmarks tools
