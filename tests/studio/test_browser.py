@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 CHROMIUM = Path("/usr/bin/chromium")
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
-PATIENT = 60_000
+PATIENT = 300_000
 """Milliseconds to wait for what takes as long as it takes."""
 
 

@@ -165,5 +165,6 @@ def test_fsdp_is_refused_as_accelerate_launches_it(fresh: Fresh, script: str) ->
     launch = accelerate("--use_fsdp", "--num_processes", "2", "--mixed_precision", "no")
     done = ended([*launch, script, "train", str(ws.path), *SIX])
     assert done.returncode != 0
-    assert done.stderr.count("npt: FSDP is not supported") == 2
+    # each process says so, unless the launcher ends the second one because the first has failed
+    assert 1 <= done.stderr.count("npt: FSDP is not supported") <= 2
     assert not (ws.path / "training").exists()
