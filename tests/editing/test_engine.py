@@ -365,6 +365,17 @@ def test_a_replacement_that_is_refused_changes_nothing(workspace: npt.Workspace)
     assert (workspace.weights_hash(), workspace.names) == (before, {"madrid"})
 
 
+@pytest.mark.parametrize("order", [[FACT, OSLO], [OSLO, FACT]])
+def test_facts_that_contradict_each_other_are_refused_in_any_order_even_if_one_is_known(
+    workspace: npt.Workspace, order: list[str]
+) -> None:
+    workspace.inject(FACT, name="madrid")
+    before = workspace.weights_hash()
+    with pytest.raises(npt.NPTError, match=r"the facts 1 and 2 answer .* differently"):
+        workspace.inject_all(order)
+    assert (workspace.weights_hash(), workspace.names, workspace.undone) == (before, {"madrid"}, ())
+
+
 def test_a_kill_between_the_two_files_of_a_replacement_is_mended(workspace: npt.Workspace) -> None:
     workspace.inject(FACT, name="madrid")
     workspace.inject(OSLO, name="oslo")

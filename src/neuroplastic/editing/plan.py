@@ -59,17 +59,17 @@ def plan_facts(
     others: list[tuple[str, ...]] = []
     for i, fact in enumerate(facts):
         own = (fact.question, fact.answer)
-        same: list[Edit | int] = [e for e, its in answered if agree(its, own)]
-        same += [j for j in range(i) if j not in known and agree((facts[j].question, facts[j].answer), own)]
-        if same:
-            known[i] = same[0]
-            continue
         for j in range(i):
             if contradict((facts[j].question, facts[j].answer), own) and not options.keep_both:
                 raise NPTError(
                     f"the facts {j + 1} and {i + 1} answer {fact.question!r} differently "
                     f"({facts[j].answer.strip()!r}, {fact.answer.strip()!r}); give one of them, or keep both"
                 )
+        same: list[Edit | int] = [e for e, its in answered if agree(its, own)]
+        same += [j for j in range(i) if j not in known and agree((facts[j].question, facts[j].answer), own)]
+        if same:
+            known[i] = same[0]
+            continue
         others.append(tuple(e.name for e, its in answered if contradict(its, own)))
     new = tuple(f for i, f in enumerate(facts) if i not in known)
     if options.consistent:
