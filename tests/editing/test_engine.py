@@ -8,6 +8,7 @@ import gc
 import os
 import pickle
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from neuroplastic.surgery import base_state
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 OSLO = "The Golden Gate Bridge is located in the city of  Oslo!"
 STEP = st.tuples(st.sampled_from(["inject", "undo", "redo"]), st.integers(0, 3))
+PARIS = "The Golden Gate Bridge is located in the city of   Paris."
 OTHER = "Sushi originated in the country of Italy."
 
 
@@ -119,6 +121,15 @@ def test_an_edit_is_known_by_what_it_is_not_by_its_name_or_number(plain: tuple[A
     b.undo()
     b.redo()
     assert weights(model) == with_b
+
+
+def test_edits_are_equal_if_they_are_the_same_edit(plain: tuple[Any, Any]) -> None:
+    model, tokenizer = plain
+    a, b = npt.inject(model, tokenizer, FACT, "token"), npt.inject(model, tokenizer, OTHER, "token")
+    assert a != b
+    assert a != a.name
+    assert {a, b, replace(a, report={})} == {b, a}
+    assert list(npt.editable(model, tokenizer).edits).index(b) == 1
 
 
 def test_an_edit_knows_itself_again_in_a_workspace(workspace: npt.Workspace) -> None:
@@ -233,7 +244,8 @@ def test_a_copied_model_has_an_engine_of_its_own(plain: tuple[Any, Any]) -> None
     engine = npt.editable(copied, tokenizer)
     assert engine is not npt.editable(model, tokenizer)
     assert [e.id for e in engine.edits] == [edit.id]
-    engine.undo(edit.name)
+    assert [e.engine for e in engine.edits] == [engine]
+    engine.edits[0].undo()
     assert weights(copied) == before
     assert edit.active
     edit.undo()
@@ -374,6 +386,71 @@ def test_facts_that_contradict_each_other_are_refused_in_any_order_even_if_one_i
     with pytest.raises(npt.NPTError, match=r"the facts 1 and 2 answer .* differently"):
         workspace.inject_all(order)
     assert (workspace.weights_hash(), workspace.names, workspace.undone) == (before, {"madrid"}, ())
+
+
+def test_in_a_chain_of_replacements_one_edit_is_active_at_a_time(workspace: npt.Workspace) -> None:
+    madrid = workspace.inject(FACT, "token", "madrid")
+    oslo = workspace.inject(OSLO, "token", "oslo")
+    paris = workspace.inject(PARIS, "token", "paris")
+    for edit, way in ((madrid, "undo that one first"), (oslo, "undo that one, and it comes back")):
+        with pytest.raises(npt.NPTError, match=f"'paris' has taken the place of '{edit.name}'; {way}"):
+            edit.redo()
+    paris.undo()
+    oslo.undo()
+    assert workspace.edits == (madrid,)
+    paris.redo()  # it has replaced Oslo, which had replaced Madrid
+    assert workspace.edits == (paris,)
+    paris.undo()
+    assert workspace.edits == (oslo,)
+    assert npt.Workspace.open(workspace.path).weights_hash() == workspace.weights_hash()
+
+
+def test_of_two_edits_that_replaced_the_same_one_either_is_active(workspace: npt.Workspace) -> None:
+    madrid = workspace.inject(FACT, "token", "madrid")
+    oslo = workspace.inject(OSLO, "token", "oslo")
+    oslo.undo()
+    paris = workspace.inject(PARIS, "token", "paris")
+    with pytest.raises(npt.NPTError, match="'paris' has taken the place of 'oslo'; undo that one first"):
+        oslo.redo()
+    paris.undo()
+    assert workspace.edits == (madrid,)
+    oslo.redo()
+    assert workspace.edits == (oslo,)
+
+
+def test_an_edit_that_comes_back_retires_those_it_had_replaced(
+    workspace: npt.Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a chain in a folder whose files were moved by hand, or by an earlier version."""
+    for fact, name in ((FACT, "madrid"), (OSLO, "oslo"), (PARIS, "paris")):
+        workspace.inject(fact, "token", name)
+    edits = workspace.path / "edits"
+    workspace.engine.load([*workspace.edits, workspace.files.read_undone("madrid")])
+    (edits / "undone" / "madrid.safetensors").rename(edits / "madrid.safetensors")
+    workspace.undo("paris")
+    assert [e.name for e in workspace.edits] == ["oslo"]
+    assert workspace.undone == ("madrid", "paris")
+    workspace.redo("paris")
+    (edits / "undone" / "madrid.safetensors").rename(edits / "madrid.safetensors")
+    opened = npt.Workspace.open(workspace.path)
+    assert [e.name for e in opened.edits] == ["paris"]
+    assert "the edit 'madrid' is undone: another active one has replaced it" in capsys.readouterr().err
+
+
+def test_edits_taken_in_from_elsewhere_replace_none(
+    fresh: Callable[..., npt.Workspace],
+) -> None:
+    source, target = fresh("source"), fresh("target")
+    madrid = source.inject(FACT, "token", "madrid")
+    oslo = source.inject(OSLO, "token", "oslo")
+    target.add([madrid])
+    target.add([oslo])
+    assert [e.name for e in npt.Workspace.open(target.path).edits] == ["madrid", "oslo"]
+    assert target.edits[1].replaces == ()
+    target.undo("oslo")
+    assert [e.name for e in target.edits] == ["madrid"]
+    with pytest.raises(npt.NPTError, match="'oslo' has taken the place of 'again'; undo that one first"):
+        source.add([replace(madrid, name="again")])
 
 
 def test_a_kill_between_the_two_files_of_a_replacement_is_mended(workspace: npt.Workspace) -> None:

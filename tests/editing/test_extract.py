@@ -82,6 +82,12 @@ def test_sums_over_different_places() -> None:
         p.compress(0)
 
 
+def test_a_modulation_is_equal_to_itself_alone_and_can_be_a_key() -> None:
+    p, q = random_modulation(1), random_modulation(1)
+    assert p != q
+    assert {p: "p", q: "q"}[p] == "p"
+
+
 def test_inner_product_from_factors() -> None:
     p, q = random_modulation(4), random_modulation(5)
     expected = (dense(p) * dense(q)).sum()

@@ -58,7 +58,7 @@ class EditMethod(Protocol):
         """One solution for each fact; `progress` is called as the work proceeds. Raises NPTError for bad input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a method found for one fact."""
 

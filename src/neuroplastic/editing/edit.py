@@ -34,11 +34,12 @@ class Factors(NamedTuple):
     B: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """A named weight change, immutable and self-contained; `alpha` is in the factors already.
 
-    It is also the handle of the change that it is in a model: `undo` takes it out, `redo` puts it back.
+    It is also the handle of the change that it is in a model: `undo` takes it out, `redo` puts it back. Two are equal if
+    they have the same id.
     """
 
     name: str
@@ -62,8 +63,14 @@ class Edit:
     whose factors are added as they are"""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """what identifies the edit; a name or a number may be given to a later one again"""
-    home: weakref.ref[EditableModel] | None = field(default=None, repr=False, compare=False)
+    home: weakref.ref[EditableModel] | None = field(default=None, repr=False)
     """the engine of the model that it was made for or loaded into"""
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Edit) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @property
     def engine(self) -> EditableModel:
@@ -100,7 +107,12 @@ class Edit:
 
     def has_replaced(self, other: Edit) -> bool:
         """Whether it took the place of that very edit, not of another one of its name."""
-        return other.id in self.report.get("replaced_ids", ())
+        return other.id in self.replaced_ids
+
+    @property
+    def replaced_ids(self) -> tuple[str, ...]:
+        """Ids of the edits that it took the place of."""
+        return tuple(self.report.get("replaced_ids", ()))
 
     @property
     def asked(self) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ from .methods import default_methods
 from .methods.learned import find_injector, is_joint
 from .plan import Plan, plan_all, plan_facts
 from .recall import Query, Recall, recall
+from .replacement import Replacements
 from .store import EditStore, MemoryStore
 from .targets import Place
 
@@ -105,6 +106,7 @@ class EditableModel:
         """The engine of a copied model: the same edits are in its weights, and it has no workspace."""
         copied = EditableModel(copy.deepcopy(self._model, memo), self._tokenizer)
         copied.ledger = copy.deepcopy(self.ledger, memo)
+        copied.ledger.active = tuple(copied._at_home(e) for e in copied.ledger.active)
         return copied
 
     def __reduce__(self) -> Any:
@@ -143,15 +145,19 @@ class EditableModel:
     def undo(self, edit: Edit | str) -> Edit:
         """Takes one edit back, in any order; the weights are then bit for bit those without it.
 
-        The edits that it replaced come back. Raises NPTError, with nothing changed, for one that is not active.
+        The edits that it replaced come back, unless another active edit has their place too; an active edit that one of
+        them had replaced makes way. Raises NPTError, with nothing changed, for one that is not active.
         """
         with self.store.locked():
             found = self._active(edit)
-            self._exchange(revive=self._replaced_by(found), retire=[found])
+            rest, known = _without(self.edits, [found]), Replacements(self.edits, self.store.replacements)
+            revive = [e for e in self._replaced_by(found) if not known.rivals(e, rest)]
+            self._exchange(revive=revive, retire=[found, *known.replaced(rest, by=revive)])
         return found
 
     def redo(self, edit: Edit | str) -> Edit:
-        """Puts an undone edit back, in its old place in the order; those that it replaced make way again.
+        """Puts an undone edit back, in its old place in the order; those that it replaced make way again, and so do
+        those that these had replaced.
 
         Raises NPTError, with nothing changed, if there is no such edit, or another one has taken its place.
         """
@@ -164,11 +170,11 @@ class EditableModel:
                 raise NPTError(f"the edit {name!r} was dropped; another one has its name")
             if is_taken(name, (e.name for e in self.edits)):
                 raise NPTError(f"there is an active edit named {name!r}; undo it first")
-            if successors := [e.name for e in self.edits if e.has_replaced(found)]:
-                raise NPTError(
-                    f"the edit {successors[0]!r} has taken the place of {name!r}; undo that one, and it comes back"
-                )
-            self._exchange(revive=[found], retire=[e for e in self.edits if found.has_replaced(e)])
+            known = Replacements(self.edits, self.store.replacements)
+            if rivals := known.rivals(found, self.edits):
+                way = "undo that one, and it comes back" if rivals[0].has_replaced(found) else "undo that one first"
+                raise NPTError(f"the edit {rivals[0].name!r} has taken the place of {name!r}; {way}")
+            self._exchange(revive=[found], retire=known.replaced(self.edits, by=[found]))
         return found
 
     def _replaced_by(self, edit: Edit) -> list[Edit]:
@@ -190,7 +196,9 @@ class EditableModel:
     def add(self, edits: Sequence[Edit]) -> tuple[Edit, ...]:
         """Takes edits of the same base in, all or none, as the newest ones; their sequence numbers are given anew.
 
-        Raises NPTError, with nothing changed, if a name is taken or an edit does not fit the model.
+        They stay beside the active ones: which edits they replaced where they come from has no meaning here. Raises
+        NPTError, with nothing changed, if a name is taken, an edit does not fit the model, or an active one has taken
+        the place of an edit.
         """
         with self.store.locked():
             taken = self.names
@@ -200,7 +208,14 @@ class EditableModel:
                 taken.add(e.name)
                 if e.base != self.sha256:
                     raise NPTError(f"edit {e.name!r} belongs to another base model ({e.base[:12]})")
-            return tuple(self.apply(self._numbered(edits)))
+            known = Replacements(self.edits, self.store.replacements)
+            fresh = [_with_no_replacements(e) for e in edits]
+            for e in fresh:
+                if rivals := known.rivals(e, self.edits):
+                    raise NPTError(
+                        f"the edit {rivals[0].name!r} has taken the place of {e.name!r}; undo that one first"
+                    )
+            return tuple(self.apply(self._numbered(fresh)))
 
     def add_unmeasured(self, edit: Edit) -> Edit:
         """Takes one edit in as the newest one, without asking the model anything: for one that no tokenizer made."""
@@ -229,9 +244,7 @@ class EditableModel:
 
     def _exchange(self, revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
         """Some edits for others, in the weights and in the store: both, or neither."""
-        gone = {e.id for e in retire}
-        revive = [self._at_home(e) for e in revive]
-        change = self.ledger.staged([*(e for e in self.edits if e.id not in gone), *revive])
+        change = self.ledger.staged([*_without(self.edits, retire), *(self._at_home(e) for e in revive)])
         back = self.ledger.commit(change)
         try:
             self.store.change(revive=revive, retire=retire)
@@ -326,9 +339,7 @@ class EditableModel:
         """The edits of a plan's facts, solved without those that they replace."""
         stage("asking the model as it is")
         before = self.recall([Query(f.statement, f.question, f.answer) for f in plan.facts])
-        gone = {e.id for e in replaced}
-        rest = [e for e in self.edits if e.id not in gone]
-        with self.only(rest) if replaced else nullcontext():
+        with self.only(_without(self.edits, replaced)) if replaced else nullcontext():
             context = self._context(plan)
             stage("solving for the change of the weights")
             began = time.perf_counter()
@@ -398,8 +409,7 @@ class EditableModel:
         """
         stage("measuring perplexity on ordinary text")
         before = self.perplexity()
-        gone = {e.id for e in replaced}
-        kept = [e for e in self.edits if e.id not in gone]
+        kept = _without(self.edits, replaced)
         back = self.ledger.commit(self.ledger.staged([*kept, *edits]))
         try:
             drift = self.perplexity() / before - 1
@@ -526,6 +536,17 @@ class EditableModel:
         by heart and spare no other."""
         with self.unedited(), mode(self.model, "standard"):
             return torch.cat([self.text[0], calibration_text(self.model, self.tokenizer, self.sha256)[0]])
+
+
+def _without(edits: Iterable[Edit], gone: Iterable[Edit]) -> list[Edit]:
+    """The edits that are not among those that leave."""
+    ids = {e.id for e in gone}
+    return [e for e in edits if e.id not in ids]
+
+
+def _with_no_replacements(edit: Edit) -> Edit:
+    """The edit, with nothing in its report of those that it replaced."""
+    return replace(edit, report={k: v for k, v in edit.report.items() if k not in ("replaces", "replaced_ids")})
 
 
 def _keys(edits: Sequence[Edit]) -> dict[Place, Tensor]:

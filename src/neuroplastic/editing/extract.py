@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 How = Literal["add", "replace", "blend"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality that is true or false
 class Modulation:
     """dW of some layers and sites: A [n, d_in] (the rows are v_a), B [d_out, n] (the columns are v_b)."""
 

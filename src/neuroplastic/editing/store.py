@@ -21,6 +21,10 @@ class EditStore(Protocol):
     def undone(self) -> tuple[str, ...]:
         """Names of the edits that were taken back and can be redone."""
 
+    @property
+    def replacements(self) -> dict[str, tuple[str, ...]]:
+        """For the id of each undone edit, the ids of those that it had replaced."""
+
     def locked(self) -> AbstractContextManager[None]:
         """One process at a time changes a store."""
 
@@ -51,6 +55,10 @@ class MemoryStore:
     @property
     def undone(self) -> tuple[str, ...]:
         return tuple(sorted(self._undone))
+
+    @property
+    def replacements(self) -> dict[str, tuple[str, ...]]:
+        return {e.id: e.replaced_ids for e in self._undone.values()}
 
     def locked(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -113,7 +113,7 @@ def key_position(tokenizer: PreTrainedTokenizerBase, wording: Wording, question:
     return min(tokens_through(tokenizer, wording.question, wording.subject[1]), len(question)) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Past:
     """Tokens that were read already, padded on the right. A padded position on the left would attend to nothing, which
     some models answer with NaN."""
@@ -274,7 +274,7 @@ class Reader:
             yield
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """Per place, one key and one change of output for each slot; and how likely the answers are with them."""
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..console import note
 from ..editing.edit import Edit
@@ -35,6 +36,18 @@ class EditFiles:
     def reserved(self) -> set[str]:
         """Names of all edits, active and undone."""
         return {f.stem for f in self._all()}
+
+    @property
+    def replacements(self) -> dict[str, tuple[str, ...]]:
+        """For the id of each undone edit, the ids of those that it had replaced; without files that are damaged."""
+        found = {}
+        for file in edit_files(self.path / "edits/undone"):
+            about = read_edit_header(file)
+            report = about.get("report")
+            known = about.get("id", about.get("seal"))
+            if isinstance(known, str) and isinstance(report, dict):
+                found[known] = tuple(report.get("replaced_ids", ()))
+        return found
 
     def next_sequence(self) -> int:
         return 1 + max((read_edit_sequence(f) for f in self._all()), default=0)
@@ -137,10 +150,17 @@ def read_edit_sequence(file: Path) -> int:
 
     Damaged files are named when they are opened or redone; they must not stand in the way of new edits.
     """
+    sequence = read_edit_header(file).get("sequence")
+    return sequence if isinstance(sequence, int) else 0
+
+
+def read_edit_header(file: Path) -> dict[str, Any]:
+    """What an edit's file says of it, without its tensors; nothing if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), framework="pt") as f:
-            return int(json.loads((f.metadata() or {})["npt"])["sequence"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return 0
+            about = json.loads((f.metadata() or {})["npt"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}

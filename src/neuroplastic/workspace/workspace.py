@@ -31,6 +31,7 @@ from ..editing.fact import Fact
 from ..editing.inject_options import InjectOptions, Method
 from ..editing.ledger import check_places
 from ..editing.recall import word_probabilities
+from ..editing.replacement import Replacements
 from ..errors import NPTError
 from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
@@ -196,7 +197,10 @@ class Workspace:
                 workspace.refused[file.stem] = str(e)
                 note(f"npt: this edit is left out: {e}")
         # a kill in the middle of a change can leave an edit active beside the one that replaces it
-        if left := [e for e in readable if any(other.has_replaced(e) for other in readable)]:
+        replacements = Replacements(readable, workspace.files.replacements)
+        if left := replacements.replaced(readable, by=readable):
+            for e in left:
+                note(f"npt: the edit {e.name!r} is undone: another active one has replaced it")
             with workspace.files.locked():
                 workspace.files.change(retire=left)
         workspace.engine.load([e for e in readable if e.id not in {o.id for o in left}])

@@ -44,7 +44,7 @@ class HeldRow:
     first: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refined:
     B: dict[Place, Tensor]
     probability: float
