@@ -44,7 +44,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -91,9 +91,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
-    """As far as the system can: some shares and Windows sync no folder. The file in it is whole and in place already,
-    so that nothing which fails here may undo it."""
+def sync_folder(path: Path) -> None:
+    """Makes what was renamed in a folder last, as far as the system can: some shares and Windows sync no folder. The
+    files in it are whole and in place already, so that nothing which fails here may undo it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

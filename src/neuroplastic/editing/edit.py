@@ -38,8 +38,8 @@ class Factors(NamedTuple):
 class Edit:
     """A named weight change, immutable and self-contained; `alpha` is in the factors already.
 
-    It is also the handle of the change that it is in a model: `undo` takes it out, `redo` puts it back. Two are equal if
-    they have the same id.
+    It is also the handle of the change that it is in a model: `undo` takes it out, `redo` puts it back. Two are equal
+    if they have the same id.
     """
 
     name: str

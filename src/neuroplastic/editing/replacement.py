@@ -30,7 +30,7 @@ class Replacements:
         return [e for e in edits if e.id in gone]
 
     def rivals(self, edit: Edit, among: Iterable[Edit]) -> list[Edit]:
-        """Those of some edits that took the place of `edit`, or of one that `edit` had replaced: with one of them active,
-        `edit` has no place. An edit that `edit` itself replaced is none."""
+        """Those of some edits that took the place of `edit`, or of one that `edit` had replaced: while one of them is
+        active, `edit` cannot be. An edit that `edit` itself replaced is no rival."""
         own = self.lineage(edit)
         return [e for e in among if e.id not in own and not self.lineage(e).isdisjoint({edit.id, *own})]

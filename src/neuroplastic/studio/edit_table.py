@@ -14,7 +14,6 @@ from ..console import stage
 from ..editing.edit import Edit
 from ..errors import NPTError
 from ..evaluation.plots import lines
-from ..workspace.edit_files import read_edits
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -27,7 +26,7 @@ def stored(ws: Workspace) -> Iterator[tuple[Edit, State]]:
     """Every edit that can be read, and its state: the active ones as they are in memory, then the undone."""
     for edit in ws.edits:
         yield edit, "active"
-    for edit in read_edits(ws.path / "edits/undone"):
+    for edit in ws.files.readable_undone():
         yield edit, "undone"
 
 

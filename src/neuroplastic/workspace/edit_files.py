@@ -1,19 +1,23 @@
 """The edits of a workspace as files: `edits/NAME.safetensors`, and those taken back in `edits/undone/`.
 
-An edit is undone by moving its file. Nothing here loads a model.
+An edit is undone by moving its file. Two locks keep processes apart: `.lock` from the plan of a change to its end, for
+minutes maybe, and `.files.lock` while files are moved or read, for an instant. Nothing here loads a model.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..console import note
 from ..editing.edit import Edit
+from ..editing.replacement import Replacements
 from ..errors import NPTError
+from ..files import sync_folder
 from .settings import read_settings
 
 
@@ -30,7 +34,7 @@ class EditFiles:
     @property
     def undone(self) -> tuple[str, ...]:
         """Names of the edits that were taken back."""
-        return tuple(sorted(f.stem for f in edit_files(self.path / "edits/undone")))
+        return tuple(sorted(f.stem for f in self._undone_files))
 
     @property
     def reserved(self) -> set[str]:
@@ -41,7 +45,7 @@ class EditFiles:
     def replacements(self) -> dict[str, tuple[str, ...]]:
         """For the id of each undone edit, the ids of those that it had replaced; without files that are damaged."""
         found = {}
-        for file in edit_files(self.path / "edits/undone"):
+        for file in self._undone_files:
             about = read_edit_header(file)
             report = about.get("report")
             known = about.get("id", about.get("seal"))
@@ -64,12 +68,63 @@ class EditFiles:
     def read_undone(self, name: str) -> Edit:
         return self.read(self._undone(self._known_undone(name)))
 
+    def read_active(self, check: Callable[[Edit], None]) -> tuple[list[Edit], dict[str, str]]:
+        """The active edits that pass a check, which raises NPTError, and why the others are left out, by name.
+
+        An edit beside the one that replaced it, as a kill in the middle of a change can leave it, becomes undone. What
+        is left out or undone is named in a note.
+        """
+        readable: list[Edit] = []
+        refused: dict[str, str] = {}
+        with self._still():
+            for file in self.active:
+                try:
+                    edit = self.read(file)
+                    check(edit)
+                    readable.append(edit)
+                except NPTError as e:
+                    refused[file.stem] = str(e)
+                    note(f"npt: this edit is left out: {e}")
+            left = Replacements(readable, self.replacements).replaced(readable, by=readable)
+            for edit in left:
+                note(f"npt: the edit {edit.name!r} is undone: another active one has replaced it")
+            if left:
+                self._change(retire=left)
+        return [e for e in readable if e not in left], refused
+
+    def readable(self) -> tuple[list[Edit], list[Edit]]:
+        """The active and the undone edits, each in order. Those that cannot be read are left out, with a note."""
+        with self._still():
+            return self._readable(self.active), self._readable(self._undone_files)
+
+    def readable_undone(self) -> list[Edit]:
+        """The undone ones of them."""
+        with self._still():
+            return self._readable(self._undone_files)
+
+    def _readable(self, files: Sequence[Path]) -> list[Edit]:
+        found = []
+        for file in files:
+            try:
+                found.append(self.read(file))
+            except NPTError as e:
+                note(f"npt: this edit is left out: {e}")
+        return sorted(found, key=lambda e: (e.sequence, e.name))
+
     def change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
         """New edits, undone ones that become active, and active ones that become undone; all or nothing.
 
-        A kill in the middle leaves both an edit and the one that it replaces active, which opening the workspace mends.
+        New files are written where no reader looks, and then renamed: a kill before that leaves nothing changed. One
+        between two renames, which follow each other at once, leaves whole edits, but the first of them only; or both an
+        edit and the one that it replaces active, which opening the workspace mends.
         """
+        if write or revive or retire:
+            with self._still():
+                self._change(write, revive, retire)
+
+    def _change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
         takes_back: list[Callable[[], object]] = []
+        new = self.path / "edits/.new"
 
         def move(source: Path, target: Path) -> None:
             if target.exists():
@@ -79,9 +134,9 @@ class EditFiles:
 
         try:
             for edit in write:
-                file = self._active(edit.name)
-                edit.save(file)
-                takes_back.append(file.unlink)
+                edit.save(new / f"{edit.name}.safetensors")
+            for edit in write:
+                move(new / f"{edit.name}.safetensors", self._active(edit.name))
             for edit in revive:
                 self._known_undone(edit.name)
                 move(self._undone(edit.name), self._active(edit.name))
@@ -92,10 +147,14 @@ class EditFiles:
                         "again"
                     )
                 move(self._active(edit.name), self._undone(edit.name))
+            for folder in (self.path / "edits", self.path / "edits/undone"):
+                sync_folder(folder)
         except BaseException:
             for take_back in reversed(takes_back):
                 take_back()
             raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def drop(self, name: str) -> None:
         self._undone(self._known_undone(name)).unlink()
@@ -107,6 +166,19 @@ class EditFiles:
 
         with FileLock(self.path / ".lock"):
             yield
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """No other process moves a file meanwhile. A folder that cannot be written to is read without a lock."""
+        from filelock import FileLock
+
+        lock = FileLock(self.path / ".files.lock")
+        with suppress(OSError, NotImplementedError):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _active(self, name: str) -> Path:
         return self.path / "edits" / f"{name}.safetensors"
@@ -121,24 +193,18 @@ class EditFiles:
         return name
 
     def _all(self) -> list[Path]:
-        return self.active + edit_files(self.path / "edits/undone")
+        return self.active + self._undone_files
+
+    @property
+    def _undone_files(self) -> list[Path]:
+        return edit_files(self.path / "edits/undone")
 
 
 def list_edits(path: Path) -> tuple[list[Edit], list[Edit]]:
-    """The active and the undone edits of a workspace folder, each in order."""
-    read_settings(path)
-    return read_edits(path / "edits"), read_edits(path / "edits/undone")
-
-
-def read_edits(folder: Path) -> list[Edit]:
-    """The edits whose files lie in one folder, in order. Files that cannot be read are left out, with a note."""
-    found = []
-    for file in edit_files(folder):
-        try:
-            found.append(Edit.load(file))
-        except NPTError as e:
-            note(f"npt: this edit is left out: {e}")
-    return sorted(found, key=lambda e: (e.sequence, e.name))
+    """The active and the undone edits of a workspace folder, each in order; those that opening the workspace would
+    refuse for their file or their base are left out, with a note."""
+    base, _ = read_settings(path)
+    return EditFiles(path, base.sha256).readable()
 
 
 def edit_files(folder: Path) -> list[Path]:

@@ -24,14 +24,13 @@ from ..base_files import base_hash, holds
 from ..calibration.calibrate import calibration_rows
 from ..calibration.calibrate_options import CalibrateOptions
 from ..config import Mode, PlasticityConfig
-from ..console import note, progress
+from ..console import progress
 from ..editing.edit import Edit
 from ..editing.engine import EditableModel, Held
 from ..editing.fact import Fact
 from ..editing.inject_options import InjectOptions, Method
 from ..editing.ledger import check_places
 from ..editing.recall import word_probabilities
-from ..editing.replacement import Replacements
 from ..errors import NPTError
 from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
@@ -187,23 +186,10 @@ class Workspace:
         convert(model, config)
         load_generator_state(model, tensors, path / GENERATOR_FILE)
         workspace = cls(path, reference, config, model, tokenizer)
-        readable = []
-        for file in workspace.files.active:
-            try:
-                edit = workspace.files.read(file)
-                check_places(model, edit.factors, f"edit {edit.name!r}")
-                readable.append(edit)
-            except NPTError as e:
-                workspace.refused[file.stem] = str(e)
-                note(f"npt: this edit is left out: {e}")
-        # a kill in the middle of a change can leave an edit active beside the one that replaces it
-        replacements = Replacements(readable, workspace.files.replacements)
-        if left := replacements.replaced(readable, by=readable):
-            for e in left:
-                note(f"npt: the edit {e.name!r} is undone: another active one has replaced it")
-            with workspace.files.locked():
-                workspace.files.change(retire=left)
-        workspace.engine.load([e for e in readable if e.id not in {o.id for o in left}])
+        readable, workspace.refused = workspace.files.read_active(
+            lambda edit: check_places(model, edit.factors, f"edit {edit.name!r}")
+        )
+        workspace.engine.load(readable)
         return workspace
 
     # --- generators ----------------------------------------------------------------------------------------------
