@@ -204,6 +204,8 @@ def test_transfer_tracks_words_and_checks_its_input() -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: npt.transfer(model, TOKENIZER, PROMPT, given, "stir"), "how must be one of"),  # type: ignore[arg-type]
         (lambda: npt.transfer(model, TOKENIZER, PROMPT, given, position=77), "position 77 is out of range"),
+        (lambda: npt.transfer(model, TOKENIZER, PROMPT, given, position=slice(5, 5)), "names none of the prompt's"),
+        (lambda: npt.transfer(model, TOKENIZER, PROMPT, given, position=slice(None, None, -1)), "a step of at least 1"),
         (lambda: npt.transfer(model, TOKENIZER, "", given), "the text is empty"),
         (
             lambda: npt.transfer(

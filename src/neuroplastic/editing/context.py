@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..structure import LayerParts, projection
 from ..text.tokens import context_length
 from .edit import Factors
 from .fact import Fact
-from .targets import Place, Row
+from .targets import Place, Row, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +48,12 @@ class EditContext:
 
     def prefixes(self, count: int) -> list[list[int]]:
         """Beginnings of unrelated texts, four to ten tokens long."""
-        return [self.text[i % len(self.text), 1 : 5 + (3 * i) % 7].tolist() for i in range(count)]
+        return [self.text[i % len(self.text), 1 : 1 + prefix_length(i)].tolist() for i in range(count)]
+
+
+def prefix_length(i: int) -> int:
+    """The number of tokens of the i-th beginning."""
+    return 4 + (3 * i) % 7
 
 
 class EditMethod(Protocol):
@@ -56,6 +61,20 @@ class EditMethod(Protocol):
 
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
         """One solution for each fact; `progress` is called as the work proceeds. Raises NPTError for bad input."""
+
+
+@runtime_checkable
+class ChecksFacts(Protocol):
+    """A method that knows of facts, before anything is measured, that it cannot teach them."""
+
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        injector: Injector | None,
+    ) -> None:
+        """Raises NPTError for facts that `solve` would refuse. Reads no text, and asks the model nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +88,15 @@ class Solution:
     """for the edit's report"""
     rho: float | None = None
     """strength of the joint solution with other edits; None for an edit that is added as it is"""
+
+
+def check_facts_with_prefixes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], num_prefixes: int
+) -> None:
+    """Raises NPTError if a fact has no question, or does not fit into the model's context after the longest of some
+    beginnings of unrelated texts, which need not be known for that."""
+    rows, _ = rows_of(tokenizer, facts, [[0] * max((prefix_length(i) for i in range(num_prefixes)), default=0)])
+    check_length(model, rows)
 
 
 def check_length(model: PreTrainedModel, rows: Sequence[Row]) -> None:

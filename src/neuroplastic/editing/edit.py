@@ -121,7 +121,9 @@ class Edit:
         if "question" not in self.report:
             return None
         question, answer = self.report["question"], self.report["answer"]
-        return question, answer if self.statement.startswith(question + answer) else f" {answer}"
+        stated = self.statement.removeprefix(question)
+        between = stated[: len(stated) - len(stated.lstrip())]
+        return question, between + answer if self.statement.startswith(question + between + answer) else f" {answer}"
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import base_state, mode
 from ..text.perplexity import perplexity
 from ..text.self_text import calibration_text, self_text
-from .context import EditContext, finished, relative_norms
+from .context import ChecksFacts, EditContext, finished, relative_norms
 from .edit import Edit, check_name, is_taken, name_from
 from .fact import Fact, fact_of
 from .inject_options import InjectOptions, Method
@@ -296,6 +296,10 @@ class EditableModel:
         """
         given = [fact_of(f) if isinstance(f, str) else f for f in facts]
         wanted = list(names) if names is not None else [None] * len(given)
+        if len(wanted) != len(given):
+            raise NPTError(
+                f"there are {len(given)} facts and {len(wanted)} names; give each fact a name, or None for it"
+            )
         for name in wanted:
             if name is not None:
                 check_name(name)
@@ -321,10 +325,12 @@ class EditableModel:
         return found
 
     def plan(self, facts: Sequence[Fact], options: InjectOptions | None = None) -> Plan:
-        """Decides what becomes of some facts. Reads no text, touches no weight. Raises as `plan_facts` does."""
+        """Decides what becomes of some facts. Reads no text, touches no weight. Raises as `plan_facts` does,
+        and NPTError for facts that the method cannot teach."""
         options = options or InjectOptions()
         injector = self.injector if options.asks_injector else None  # a damaged one hinders no other method
-        return plan_facts(facts, options, self.edits, self.methods, injector, len(decoder_layers(self.model)))
+        plan = plan_facts(facts, options, self.edits, self.methods, injector, len(decoder_layers(self.model)))
+        return self._checked(plan, injector)
 
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
         """The edits that the facts ask for beside the active ones, even if these answer otherwise; not in the weights,
@@ -333,7 +339,13 @@ class EditableModel:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None
         plan = plan_all(facts, options, self.methods, injector, len(decoder_layers(self.model)))
-        return self._make(plan, names)
+        return self._make(self._checked(plan, injector), names)
+
+    def _checked(self, plan: Plan, injector: Injector | None) -> Plan:
+        """The plan, if its method can teach its facts: what it refuses is found before anything is measured."""
+        if plan.facts and isinstance(plan.method, ChecksFacts):
+            plan.method.check(self.model, self.tokenizer, plan.facts, injector)
+        return plan
 
     def _make(self, plan: Plan, names: Sequence[str], replaced: Sequence[Edit] = ()) -> list[Edit]:
         """The edits of a plan's facts, solved without those that they replace."""

@@ -139,16 +139,7 @@ def extract_modulation(
     one that is too long, and a position that it does not have.
     """
     ids = _ids(model, tokenizer, context)
-    n = ids.shape[1] - 1
-    if isinstance(position, slice):
-        start, stop, step = position.indices(n)
-        if len(range(start, stop, step)) == 0 or step < 1:
-            raise NPTError(f"the range {position.start}:{position.stop} names none of the context's {n} tokens")
-        position = slice(start + 1, stop + 1, step)
-    elif not -n <= position < n:
-        raise NPTError(f"position {position} is out of range: the context has {n} tokens")
-    else:
-        position = position % n + 1
+    position = _after_start(position, ids.shape[1] - 1, "context")
     return Modulation(token_factors(model, ids, parse_layers(layers, len(decoder_layers(model))), position))
 
 
@@ -184,11 +175,8 @@ def transfer(
         raise NPTError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
     ids = _ids(model, tokenizer, prompt)
     n = ids.shape[1] - 1
-    chosen = torch.zeros(n, dtype=torch.bool, device=ids.device)
-    try:
-        chosen[position] = True
-    except IndexError:
-        raise NPTError(f"position {position} is out of range: the prompt has {n} tokens") from None
+    chosen = torch.zeros(n + 1, dtype=torch.bool, device=ids.device)
+    chosen[_after_start(position, n, "prompt")] = True
     own, given = {"add": (1.0, 1.0), "replace": (0.0, 1.0), "blend": (1 - weight, weight)}[how]
     _check_fits(model, modulation)
 
@@ -200,7 +188,7 @@ def transfer(
             bare = projection(z)
             # what follows the prompt has its own modulation alone
             here = torch.zeros(y.shape[1], dtype=torch.bool, device=y.device)
-            here[1 : n + 1] = chosen.to(y.device)[: y.shape[1] - 1]
+            here[: n + 1] = chosen.to(y.device)[: y.shape[1]]
             return torch.where(here[None, :, None], bare + own * (y - bare) + given * ((z @ A.T) @ B.T), y)
 
         return probe
@@ -219,6 +207,23 @@ def transfer(
         [*words_before, *before[others].tolist()],
         [*words_after, *after[others].tolist()],
     )
+
+
+def _after_start(position: int | slice, n: int, what: str) -> int | slice:
+    """A position or range among a text's own n tokens, counted with the start token before them.
+
+    Raises NPTError if it names none of them, or goes backwards.
+    """
+    if isinstance(position, slice):
+        if position.step is not None and position.step < 1:
+            raise NPTError(f"a range of tokens has a step of at least 1, not {position.step}")
+        start, stop, step = position.indices(n)
+        if start >= stop:
+            raise NPTError(f"the range {position.start}:{position.stop} names none of the {what}'s {n} tokens")
+        return slice(start + 1, stop + 1, step)
+    if not -n <= position < n:
+        raise NPTError(f"position {position} is out of range: the {what} has {n} tokens")
+    return position % n + 1
 
 
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

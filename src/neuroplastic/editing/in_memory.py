@@ -46,10 +46,12 @@ def inject(
 def consolidate_weights(
     model: nn.Module, context_tokens: Tensor | Sequence[int], token_idx: int = -1, alpha: float = 0.1
 ) -> Edit:
-    """W += alpha v_b v_a^T with the modulation of one token, in every layer (the first design's call).
+    """Method `token` for tokens: W += alpha v_b v_a^T with the modulation of one of them, in every layer.
+
+    It is the first design's call, and has its name.
 
     context_tokens (T,) or (1, T), int64. A converted model gives its generators' update, a plain one the analytic
-    `dual` one. Raises NPTError if the tokens or the index cannot be.
+    `dual` one. Raises NPTError if the tokens or the index cannot be, or the token has no modulation.
     """
     alpha = InjectOptions("token", alpha).strength
     device = next(model.parameters()).device
@@ -58,6 +60,8 @@ def consolidate_weights(
         raise NPTError(f"token_idx {token_idx} is out of range: the context has {ids.shape[1]} tokens")
     engine = EditableModel.of(model)
     found = token_factors(model, ids, tuple(range(len(decoder_layers(model)))), token_idx)
+    if not found:
+        raise NPTError(f"the token at {token_idx} has no modulation: there is nothing to make permanent")
     factors = {p: Factors(A.cpu().contiguous(), (B * alpha).cpu().contiguous()) for p, (A, B) in sorted(found.items())}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     name = name_from("token", engine.names)

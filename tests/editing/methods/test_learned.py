@@ -12,6 +12,7 @@ from injectors import injector_for, learned_of, set_learned, with_injector
 from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.injector import InjectorConfig
 from neuroplastic.editing.methods import learned
+from neuroplastic.editing.methods.joint import JointBatch
 from neuroplastic.editing.methods.learned import INJECTOR_FILE
 from neuroplastic.editing.recall import Query
 from neuroplastic.files import read_tensors, write_tensors
@@ -147,6 +148,14 @@ def test_refine_goes_on_from_it_as_the_ledger_will_apply_it(workspace: npt.Works
         e.report["answer_probability_before"] for e in made
     )
     assert ws.verify().ok
+
+
+def test_what_refine_starts_from_is_a_joint_batch_as_well(workspace: npt.Workspace) -> None:
+    ws = with_injector(workspace)
+    set_learned(ws, joint_batch=JointBatch(min_facts=2, min_steps=2, visits=1))
+    made = ws.inject_all(FACTS, npt.InjectOptions("refine", start="learned"))
+    assert [e.report["joint"] for e in made] == [True, True]
+    assert "more_text" in vars(ws.engine)
 
 
 NO_STEPS = 1e-30

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,10 +25,15 @@ from ...console import Progress
 from ...statistics import Whitening
 from ...structure import projection
 from ...text.tokens import batch, encode, start_token
-from ..context import EditContext, Solution, check_length
+from ..context import EditContext, Solution, check_facts_with_prefixes, check_length
 from ..edit import Factors
 from ..fact import Fact
 from ..targets import Place, Reader, Targets, find_targets, rows_of, topic_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..injector import Injector
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ class Consolidate:
     """facts whose targets are searched for at once"""
     keep: tuple[str, ...] = ()
     """sentences that should be read as before"""
+
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        injector: Injector | None,
+    ) -> None:
+        """Raises NPTError for a fact without a question, and for one that is too long."""
+        check_facts_with_prefixes(model, tokenizer, facts, self.num_prefixes)
 
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
         """One solution per fact; their sum is the joint solution. Touches no weight."""

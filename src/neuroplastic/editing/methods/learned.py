@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ from ..joint_solve import joint_rows
 from ..targets import Past, Reader, Row
 from .correction import AnswerScores, Corrected, GradientSteps, correct
 from .joint import JointBatch, TokenizedQuestion, solve_jointly
+from .refine import Refine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INJECTOR_FILE = "injector.safetensors"
 """The file in a workspace. Without it, an injector that comes with the package serves the model it was trained for."""
@@ -57,7 +61,9 @@ class TokenizedFact(NamedTuple):
 
 
 def is_joint(method: EditMethod) -> bool:
-    """Whether a method teaches its facts with all of them in place."""
+    """Whether a method, or the one that it starts from, teaches its facts with all of them in place."""
+    while isinstance(method, Refine):
+        method = method.start
     return isinstance(method, Learned) and method.joint
 
 
@@ -111,6 +117,18 @@ class Learned:
         """For a number of facts in one call: quick or not, and jointly or one by one."""
         return replace(self, quick=quick, joint=num_facts >= self.joint_batch.min_facts and not quick)
 
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        injector: Injector | None,
+    ) -> None:
+        """Raises NPTError if the model has no injector, and for a statement that is too long for it."""
+        wordings = (w for fact in facts for w in fact.wordings)
+        statements = [encode_after(tokenizer, w.question, w.answer) for w in wordings]
+        check_statements(tokenizer, _needed(injector).config, statements)
+
     @torch.no_grad()
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
         """One solution per fact, whose factors the ledger solves jointly with those of all other learned edits. Touches
@@ -120,11 +138,7 @@ class Learned:
         several wordings, keys and proposed values are the means over them, and the answer must follow in each. Raises
         NPTError if the model has no injector, and for a statement that is too long for it.
         """
-        injector = context.injector
-        if injector is None:
-            raise NPTError(
-                "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
-            )
+        injector = _needed(context.injector)
         config = injector.config
         tokenized = [[_tokenized(context, w) for w in fact.wordings] for fact in facts]
         check_statements(context.tokenizer, config, [(t.question, t.answer) for ts in tokenized for t in ts])
@@ -170,6 +184,14 @@ class Learned:
                 rows.cpu(), keys.cpu(), values.cpu(), strength.tolist(), steps.tolist(), strict=True
             )
         ]
+
+
+def _needed(injector: Injector | None) -> Injector:
+    if injector is None:
+        raise NPTError(
+            "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
+        )
+    return injector
 
 
 def _tokenized(context: EditContext, wording: Wording) -> TokenizedFact:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +24,43 @@ from ..edit import Factors
 from ..fact import Fact
 from ..targets import Place
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..injector import Injector
+
 
 @dataclass(frozen=True)
 class RankOne:
     """How `token` solves: there is nothing to choose."""
 
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        injector: Injector | None = None,
+    ) -> None:
+        """Raises NPTError for a statement that is too long."""
+        room = context_length(model)
+        for fact in facts:
+            if (length := 1 + len(encode(tokenizer, fact.statement))) > room:
+                raise NPTError(
+                    f"the statement is too long: it takes {length} tokens, and the model reads at most {room}"
+                )
+
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
         """One solution per fact. Touches no weight. Raises NPTError for a statement that is too long."""
+        self.check(context.model, context.tokenizer, facts)
         return [self._solution(context, fact) for fact in facts]
 
     def _solution(self, context: EditContext, fact: Fact) -> Solution:
         ids = [start_token(context.tokenizer), *encode(context.tokenizer, fact.statement)]
-        if len(ids) > (room := context_length(context.model)):
-            raise NPTError(f"the statement is too long: it takes {len(ids)} tokens, and the model reads at most {room}")
         layers = tuple(p.index for p in context.parts)
         factors = token_factors(context.model, torch.tensor([ids], device=context.model.device), layers)
         chosen = {place: f for place, f in factors.items() if place[1] in context.sites}
+        if not factors:
+            raise NPTError(f"the last token of {fact.statement!r} has no modulation in the layers {layers}")
         if not chosen:
             raise NPTError(
                 f"the generator modulates {', '.join(sorted({site for _, site in factors}))}, none of the sites "

@@ -25,7 +25,7 @@ from ...console import Progress
 from ...structure import LayerParts, projection
 from ...text.self_text import random_words
 from ...text.tokens import batch, encode, start_token, tokens_through
-from ..context import EditContext, EditMethod, Solution, check_length
+from ..context import ChecksFacts, EditContext, EditMethod, Solution, check_facts_with_prefixes, check_length
 from ..edit import Factors
 from ..fact import Fact
 from ..joint_solve import joint_rows
@@ -33,7 +33,9 @@ from ..optimise import optimise
 from ..targets import Place, Row, rows_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..injector import Injector
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,19 @@ class Refine:
     """rows of ordinary text that are held in place, and tokens of each"""
     keep: tuple[str, ...] = ()
     """sentences that should be read as before"""
+
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        injector: Injector | None,
+    ) -> None:
+        """Raises NPTError for what the method that it starts from refuses, for a fact without a question, and for one
+        that is too long."""
+        if isinstance(self.start, ChecksFacts):
+            self.start.check(model, tokenizer, facts, injector)
+        check_facts_with_prefixes(model, tokenizer, facts, self.num_prefixes)
 
     def solve(self, context: EditContext, facts: Sequence[Fact], progress: Progress | None = None) -> list[Solution]:
         """The solutions of all facts, improved jointly. Touches no weight."""
