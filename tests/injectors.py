@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 import neuroplastic as npt
 from families import tokens
-from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.methods.learned import INJECTOR_FILE, Learned
+from neuroplastic.editing.injector import INJECTOR_FILE, Injector, InjectorConfig
+from neuroplastic.editing.methods.learned import Learned
 
 
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:

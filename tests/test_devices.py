@@ -23,8 +23,9 @@ from facts import facts
 from families import tiny, tokens
 from injectors import with_injector
 from neuroplastic.editing.inject_options import InjectOptions, Method, Start
-from neuroplastic.editing.methods.joint import JointBatch
-from neuroplastic.editing.methods.learned import INJECTOR_FILE, Learned
+from neuroplastic.editing.injector import INJECTOR_FILE
+from neuroplastic.editing.methods.joint_batch import JointBatch
+from neuroplastic.editing.methods.learned import Learned
 from neuroplastic.evaluation.counterfact import COUNTERFACT
 from neuroplastic.evaluation.methods import editing_method
 from neuroplastic.evaluation.records import Record

@@ -31,6 +31,8 @@ Heads = Literal["own", "projected"]
 GateKind = Literal["none", "learned"]
 Mode = Literal["dynamic", "standard"]
 
+Place = tuple[int, Site]
+"""A layer's number, and one of its MLP's projections."""
 SITES: tuple[Site, ...] = get_args(Site)
 ON_ACTIVATIONS = ("additive", "multiplicative", "both")
 

@@ -1,7 +1,7 @@
 """The covariance of what MLPs read on ordinary text, inverted: once per model and layer, then read from the cache.
 
 For each layer, C_x = E[x x^T] of the MLP input (read by gate and up) and C_m = E[m m^T] of the hidden (read by down).
-Edits are solved under C (specification, section 6): directions that ordinary text uses much are changed little.
+Edits are solved under C (docs/how-it-works.md): directions that ordinary text uses much are changed little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import read_until
-from .config import Site
+from .config import Place, Site
 from .console import progress
 from .errors import NPTError
 from .files import cache_dir, read_tensors, write_tensors
@@ -51,7 +51,7 @@ class Whitening:
         inverse = self._inverses[at]
         return keys.to(inverse.dtype) @ inverse
 
-    def prepare(self, places: Iterable[tuple[int, Site]]) -> None:
+    def prepare(self, places: Iterable[Place]) -> None:
         """Finds what these layers and sites need, all of it at once."""
         wanted = dict.fromkeys((layer, READS[site]) for layer, site in places)
         missing = [at for at in wanted if at not in self._inverses]

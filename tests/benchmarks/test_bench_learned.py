@@ -15,7 +15,7 @@ import neuroplastic as npt
 from injectors import with_injector
 from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.methods import default_methods
-from neuroplastic.editing.methods.joint import JointBatch
+from neuroplastic.editing.methods.joint_batch import JointBatch
 from neuroplastic.editing.methods.learned import Learned
 
 ZSRE = [

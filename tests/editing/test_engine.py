@@ -20,7 +20,7 @@ from torch.testing import assert_close
 import neuroplastic as npt
 from families import tiny, tokens
 from neuroplastic.editing.edit import name_from
-from neuroplastic.editing.methods.rank_one import token_factors
+from neuroplastic.editing.token_update import token_factors
 from neuroplastic.files import content_hash, write_json
 from neuroplastic.surgery import base_state
 

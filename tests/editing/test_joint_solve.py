@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from families import tiny
 from neuroplastic.editing.edit import Edit, Factors
-from neuroplastic.editing.joint_solve import SAME, active_factors, joint_rows
+from neuroplastic.editing.joint_solve import SAME_SUBJECT_COSINE, active_factors, joint_rows
 from neuroplastic.editing.ledger import Ledger, weight_at
 from neuroplastic.structure import decoder_layers
 
@@ -34,7 +34,7 @@ def test_the_joint_update_minimises_its_objective() -> None:
     A = own_rows(K, C, RHO)
     D = K @ torch.linalg.solve(C, K.T)
     d = D.diagonal()
-    assert (D / (d[:, None] * d).sqrt() - torch.eye(n)).abs().max() < SAME  # all of different subjects
+    assert (D / (d[:, None] * d).sqrt() - torch.eye(n)).abs().max() < SAME_SUBJECT_COSINE  # all of different subjects
     dW = V.T @ joint_rows(A, K, RHO)
 
     def objective(W: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -9,9 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from conftest import make_tokenizer
 from families import tiny
 from marked import marked_tokenizer
-from neuroplastic import NPTError
 from neuroplastic.editing.fact import asked
-from neuroplastic.editing.recall import Query, recall, word_probabilities
+from neuroplastic.editing.recall import Query, recall
 from neuroplastic.editing.targets import rows_of
 from neuroplastic.text.tokens import encode, start_token
 
@@ -72,19 +69,6 @@ def test_the_answer_is_read_as_its_text_would_be() -> None:
     assert found.answer_probability == pytest.approx(said_after(model, tokenizer, question, answer), rel=1e-4)
     (row,), _ = rows_of(tokenizer, [asked(question, "Italy", subject="Sushi")], ())
     assert [*row.ids, row.answer[-1]] == [start_token(tokenizer), *encode(tokenizer, question + answer)]
-
-
-@pytest.mark.parametrize("make", [make_tokenizer, marked_tokenizer])
-def test_words_that_begin_alike_are_told_apart(make: Callable[[], PreTrainedTokenizerFast]) -> None:
-    tokenizer = make()
-    model = tiny("llama", vocab_size=len(tokenizer))
-    prompt, words = "The Eiffel Tower was built in", ["1889", " 1925", "Madrid", "San Francisco", "San Diego"]
-    found = word_probabilities(model, tokenizer, prompt + " ", words)
-    expected = [said_after(model, tokenizer, prompt, f" {word.strip()}") for word in words]
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert len({f"{p:.3e}" for p in found}) == len(words)
-    with pytest.raises(NPTError, match="a word to track is empty"):
-        word_probabilities(model, tokenizer, prompt, ["a", " "])
 
 
 def said_after(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> float:

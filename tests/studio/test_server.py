@@ -305,6 +305,12 @@ def test_a_large_body_is_refused(client: httpx.Client) -> None:
     assert client.get("/api/state").status_code == 200
 
 
+def test_the_page_is_given_the_choices_of_methods(client: httpx.Client) -> None:
+    state = client.get("/api/state").json()
+    assert state["methods"] == ["learned", "consolidate", "refine", "token"]
+    assert state["starts"] == ["consolidate", "learned", "token"]  # the default first
+
+
 # --- guards ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,7 @@ from conftest import make_tokenizer
 from facts import facts
 from families import tiny
 from injectors import set_learned
-from neuroplastic.editing.injector import Injector, InjectorConfig
-from neuroplastic.editing.methods.learned import INJECTOR_FILE
+from neuroplastic.editing.injector import INJECTOR_FILE, Injector, InjectorConfig
 from neuroplastic.surgery import mode
 from neuroplastic.training.injection import Injection
 from neuroplastic.training.lessons import Lessons, read_topics

@@ -17,7 +17,7 @@ import torch
 import neuroplastic as npt
 from distilling import SHORT, SMALL_TEXT, parameters, words
 from facts import facts
-from neuroplastic.editing.methods.learned import find_injector
+from neuroplastic.editing.injector import find_injector
 from neuroplastic.files import read_tensors
 from neuroplastic.training import train_generators as training
 from neuroplastic.training.checkpoint import checkpoints

@@ -1,4 +1,4 @@
-"""Reduced-rank regression from second moments: pure functions on matrices (specification, section 4).
+"""Reduced-rank regression from second moments: pure functions on matrices (docs/generators.md).
 
 A generator reads s [d] through a code c = A s [r] that several payloads share, y_j ~ Q_j c with y_j [o_j]. Wanted are
 the A and Q_j that minimise sum_j w_j E|y_j - Q_j A s|^2. With C = E[s s^T], S = C^{-1/2} and M_j = E[y_j s^T] S, the

@@ -15,11 +15,11 @@ from .common import run
 # isort: off
 from ..cli import model  # noqa: F401
 from ..cli import learn  # noqa: F401
-from ..cli import edit_commands as ledger  # noqa: F401
+from ..cli import edit_commands  # noqa: F401
 from ..cli import exchange  # noqa: F401
-from ..cli import train_command as train  # noqa: F401
+from ..cli import train_command  # noqa: F401
 from ..cli import evaluate  # noqa: F401
-from ..cli import studio_command as studio  # noqa: F401
+from ..cli import studio_command  # noqa: F401
 # isort: on
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import Site
+from ..capture import adding
+from ..config import Place, Site
 from ..console import Progress
 from ..errors import NPTError
 from ..modulation import compress, frobenius_norm
@@ -19,7 +20,7 @@ from ..structure import LayerParts, projection
 from ..text.tokens import context_length
 from .edit import Factors
 from .fact import Fact
-from .targets import Place, Row, rows_of
+from .targets import Row, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ class Solution:
     figures: dict[str, float]
     """for the edit's report"""
     rho: float | None = None
-    """strength of the joint solution with other edits; None for an edit that is added as it is"""
+    """the ridge of the joint solution with other edits; None for an edit that is added as it is"""
 
 
 def check_facts_with_prefixes(
@@ -114,7 +115,7 @@ def finished(solution: Solution, alpha: float, rank: int | None) -> Solution:
 
     Raises NPTError if an update is not finite.
     """
-    factors: dict[tuple[int, Site], Factors] = {}
+    factors: dict[Place, Factors] = {}
     for (layer, site), (A, unscaled) in sorted(solution.factors.items()):
         B = unscaled * alpha
         if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
@@ -127,13 +128,22 @@ def finished(solution: Solution, alpha: float, rank: int | None) -> Solution:
     return replace(solution, factors=factors, keys=keys)
 
 
+def acting(
+    linears: Mapping[Place, nn.Module], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
+) -> AbstractContextManager[None]:
+    """While it lasts, each projection also gives B (A z)."""
+
+    def term(A: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda z: (z.to(A) @ A.T) @ b.T
+
+    return adding({linears[place]: term(factors[place].A, b) for place, b in B.items()})
+
+
 def _fresh(t: Tensor) -> Tensor:
     return t.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def relative_norms(
-    parts: Sequence[LayerParts], factors: dict[tuple[int, Site], Factors]
-) -> dict[str, dict[str, float]]:
+def relative_norms(parts: Sequence[LayerParts], factors: dict[Place, Factors]) -> dict[str, dict[str, float]]:
     """|dW|_F / |W|_F by layer and site."""
     by_index = {p.index: p for p in parts}
     norms: dict[str, dict[str, float]] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import SITES, Site
+from ..config import SITES, Place
 from ..errors import NPTError
 from ..files import content_hash, read_tensors, write_tensors
 from ..modulation import frobenius_norm
@@ -52,14 +52,14 @@ class Edit:
     """edits are added to the weights in this order, so that the same set always gives the same bits"""
     created: str
     """UTC time, ISO 8601"""
-    factors: dict[tuple[int, Site], Factors]
+    factors: dict[Place, Factors]
     report: dict[str, Any] = field(default_factory=dict)
     """question, answer and subject, and the figures measured at injection"""
-    keys: dict[tuple[int, Site], Tensor] = field(default_factory=dict)
+    keys: dict[Place, Tensor] = field(default_factory=dict)
     """per layer and site, the inputs [n, d_in] that the factors answer to, for later edits to leave alone; empty if
     the method has none"""
     rho: float | None = None
-    """strength of the joint solution with the other edits that have the same one (joint_solve.py); None for an edit
+    """the ridge of the joint solution (joint_solve.py): edits with the same one are solved together; None for an edit
     whose factors are added as they are"""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """what identifies the edit; a name or a number may be given to a later one again"""
@@ -195,7 +195,7 @@ def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     return hashlib.sha256((content_hash(dict(tensors)) + header).encode()).hexdigest()
 
 
-def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tensor]:
+def write_factors(factors: Mapping[Place, Factors]) -> dict[str, Tensor]:
     """The tensors of a file: layers.{i}.{site}.A and .B."""
     return {
         f"layers.{layer}.{site}.{side}": t
@@ -204,22 +204,20 @@ def write_factors(factors: Mapping[tuple[int, Site], Factors]) -> dict[str, Tens
     }
 
 
-def read_factors(
-    path: Path, tensors: Mapping[str, Tensor]
-) -> tuple[dict[tuple[int, Site], Factors], dict[tuple[int, Site], Tensor]]:
+def read_factors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[Place, Factors], dict[Place, Tensor]]:
     """The factors, and the keys, in a file's tensors.
 
     Raises NPTError, naming `path`, if a name, a shape or a value is wrong.
     """
-    parts: dict[tuple[int, Site], dict[str, Tensor]] = {}
+    parts: dict[Place, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         m = re.fullmatch(r"layers\.(\d+)\.(gate|up|down)\.([ABK])", name)
         if m is None or tensor.dim() != 2:
             raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
         site = next(s for s in SITES if s == m[2])
         parts.setdefault((int(m[1]), site), {})[m[3]] = tensor
-    factors: dict[tuple[int, Site], Factors] = {}
-    keys: dict[tuple[int, Site], Tensor] = {}
+    factors: dict[Place, Factors] = {}
+    keys: dict[Place, Tensor] = {}
     for (layer, site), found in sorted(parts.items()):
         A, B, K = (found.get(name) for name in "ABK")
         if A is None or B is None or len(A) != B.shape[1] or (K is not None and K.shape[1] != A.shape[1]):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..config import Place
 from ..console import note, progress, stage
 from ..errors import CheckFailed, NPTError
 from ..files import content_hash
@@ -36,15 +37,14 @@ from .context import ChecksFacts, EditContext, finished, relative_norms
 from .edit import Edit, check_name, is_taken, name_from
 from .fact import Fact, fact_of
 from .inject_options import InjectOptions, Method
-from .injector import Injector
+from .injector import Injector, find_injector
 from .ledger import Ledger
 from .methods import default_methods
-from .methods.learned import find_injector, is_joint
+from .methods.learned import is_joint
 from .plan import Plan, plan_all, plan_facts
 from .recall import Query, Recall, recall
 from .replacement import Replacements
 from .store import EditStore, MemoryStore
-from .targets import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..config import SITES, Site, parse_layers
+from ..config import SITES, Place, Site, parse_layers
 from ..errors import NPTError
 from ..files import read_tensors, write_tensors
 from ..generators import Signals
@@ -23,10 +23,10 @@ from ..structure import decoder_layers
 from ..surgery import Plasticity, Probe, mode
 from ..text.spaces import continuing, without_trailing_spaces
 from ..text.tokens import context_length, decode_after, encode, start_token
+from ..text.word_probabilities import word_probabilities, words_of_one_token
 from .edit import Factors, read_factors, write_factors
-from .methods.rank_one import probing, token_factors, weight_layers
-from .recall import word_probabilities, words_of_one_token
-from .targets import Place
+from .ledger import check_places
+from .token_update import probing, token_factors, weight_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -236,6 +236,4 @@ def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) 
 
 
 def _check_fits(model: nn.Module, modulation: Modulation) -> None:
-    from .ledger import check_places
-
     check_places(model, modulation.factors, "the modulation")

@@ -15,7 +15,7 @@ from .edit import Edit, Factors, name_from
 from .engine import EditableModel
 from .fact import Fact
 from .inject_options import InjectOptions, Method
-from .methods.rank_one import token_factors
+from .token_update import token_factors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

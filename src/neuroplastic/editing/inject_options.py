@@ -1,5 +1,6 @@
-"""How a fact is injected: declared here once, for Python, the command line and the studio's form.
+"""How a fact is injected: declared here once, for Python, the command line and what the studio's server takes.
 
+The studio's page lays out its form by hand (studio/static/index.html); the choices of methods come from here.
 Imports no torch, so that the command line can answer at once.
 """
 

@@ -23,6 +23,7 @@ predict edits go back to MEND (Mitchell et al. 2110.11309); this one predicts va
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 Reads = Literal["residual", "attention"]
-FAR = -1e4
+INJECTOR_FILE = "injector.safetensors"
+"""The file in a workspace. Without it, an injector that comes with the package serves the model it was trained for."""
+PACKAGED = Path(__file__).parents[1] / "injectors"
+MASKED = -1e4
 """The score of a token that must not be chosen."""
 
 
@@ -189,7 +193,7 @@ def mean_answer(reading: Reading) -> Tensor:
 
 def choose(scores: Tensor, among: Tensor) -> Tensor:
     """A softmax over the tokens, of those that may be chosen: scores [n, T, k], among [n, T] bool -> [n, T, k]."""
-    return scores.masked_fill(~among[..., None], FAR).softmax(1)
+    return scores.masked_fill(~among[..., None], MASKED).softmax(1)
 
 
 class Mixer(nn.Module):
@@ -309,6 +313,27 @@ class Injector(nn.Module):
                 raise NPTError(f"{path} is damaged: tensor {name!r} has the shape {tuple(t.shape)} or is not finite")
         injector.load_state_dict({name: t.float() for name, t in tensors.items()})
         return injector.eval(), dict(metadata.get("card") or {})
+
+
+def find_injector(base: str, folder: Path | None) -> Injector | None:
+    """The injector of a workspace's folder, else a packaged one for the base with this content hash, else None.
+
+    Raises NPTError if the workspace's own file is damaged or belongs to another base.
+    """
+    if folder is not None and (folder / INJECTOR_FILE).exists():
+        return Injector.load(folder / INJECTOR_FILE, base)[0]
+    for file in sorted(PACKAGED.glob("*.safetensors")):
+        if _base_of(file) == base:
+            return Injector.load(file, base)[0]
+    return None
+
+
+def _base_of(file: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as f:
+        base: str | None = json.loads((f.metadata() or {}).get("npt", "{}")).get("base")
+    return base
 
 
 Statement = tuple[Sequence[int], Sequence[int]]

@@ -13,27 +13,23 @@ k_i:
     dW = T^T (D + rho I)^-1 Z,    D = Z K^T,    T = S V
 
 (the closed form of MEMIT, Meng et al. 2210.07229, section 4.2). S_ij = D_ij / d_j, what edit j gives at k_i, if the
-cosine of the two keys under C^-1 is at least SAME, else 0: two facts about one subject have the same key, up to its
-length, and both values are wanted there; other keys share nothing. One edit alone gives back its own factors, and so do
-edits whose keys have nothing in common. C itself is not needed: A, K and rho, which every edit keeps, determine Z and
-D, because a_i . k_i = d_i / (rho + d_i).
+cosine of the two keys under C^-1 is at least SAME_SUBJECT_COSINE, else 0: two facts about one subject have the same
+key, up to its length, and both values are wanted there; other keys share nothing. One edit alone gives back its own
+factors, and so do edits whose keys have nothing in common. C itself is not needed: A, K and rho, which every edit
+keeps, determine Z and D, because a_i . k_i = d_i / (rho + d_i).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..config import Site
+from ..config import Place
+from .edit import Edit, Factors
 
-if TYPE_CHECKING:
-    from .edit import Edit, Factors
-
-Place = tuple[int, Site]
-SAME = 0.5
+SAME_SUBJECT_COSINE = 0.5
 """Keys whose cosine is at least this are of one subject."""
 
 
@@ -47,7 +43,7 @@ def joint_rows(A: Tensor, K: Tensor, rho: float) -> Tensor:
     D = Z @ keys.T
     d = D.diagonal()
     cosine = D / (d[:, None] * d).sqrt()
-    S = torch.where(cosine >= SAME, D / d, torch.zeros_like(D))
+    S = torch.where(cosine >= SAME_SUBJECT_COSINE, D / d, torch.zeros_like(D))
     eye = torch.eye(len(D), dtype=D.dtype, device=D.device)
     solved: Tensor = torch.linalg.solve(D + rho * eye, Z)
     return (S.T @ solved).to(A.dtype)
@@ -58,8 +54,6 @@ def active_factors(edits: Sequence[Edit]) -> dict[Place, list[Factors]]:
 
     The same edits always give the same bits.
     """
-    from .edit import Factors
-
     found: dict[Place, list[Factors]] = {}
     for place, changing in edits_by_place(edits).items():
         factors = {id(e): e.factors[place] for e in changing}

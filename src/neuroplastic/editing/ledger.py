@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Site
+from ..config import Place
 from ..errors import NPTError
 from ..structure import decoder_layers, mlp_of, projection
 from .edit import Edit, Factors
-from .joint_solve import Place, active_factors, edits_by_place
+from .joint_solve import active_factors, edits_by_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def weight_at(layers: nn.ModuleList, place: Place) -> Tensor:
     return projection(mlp_of(layers[layer]), site).weight
 
 
-def check_places(model: nn.Module, factors: Mapping[tuple[int, Site], Factors], what: str) -> None:
+def check_places(model: nn.Module, factors: Mapping[Place, Factors], what: str) -> None:
     """Raises NPTError if the factors do not fit the model's weights; `what` names them in the message."""
     layers = decoder_layers(model)
     for (layer, site), (A, B) in factors.items():

@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from ..capture import capturing
-from ..config import Site
+from ..config import Place, Site
 from ..errors import NPTError
 from ..kv_cache import cache_argument, cache_of
 from ..structure import LayerParts, projection
+from ..text.scoring import log_probabilities
 from ..text.tokens import batch, encode_after, start_token, tokens_through
 from .fact import Fact, Wording
 from .optimise import optimise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Place = tuple[int, Site]
 
 
 @dataclass(frozen=True)
@@ -229,8 +228,7 @@ class Reader:
 
     def _predicted(self, states: Tensor, row: Tensor, column: Tensor) -> Tensor:
         # the vocabulary is large: only the positions that are asked about get logits
-        logits: Tensor = self.model.get_output_embeddings()(states[row, column])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return log_probabilities(self.model.get_output_embeddings(), states[row, column])
 
     def of_answers(self, predictions: Tensor) -> Tensor:
         """The mean of each row's answer, (R,), from [positions, vocabulary]."""

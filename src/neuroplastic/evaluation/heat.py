@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..editing.methods.rank_one import token_factors
+from ..editing.token_update import token_factors
 from ..modulation import frobenius_norm
 from ..structure import decoder_layers
 from ..text.tokens import encode, start_token

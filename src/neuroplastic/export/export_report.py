@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import Site
+from ..config import Place
 from ..editing.edit import Edit, Factors
 from ..editing.joint_solve import active_factors
 from ..errors import CheckFailed, NPTError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ..workspace.workspace import Workspace
 
-Place = tuple[int, Site]
 RANKS = (8, 16, 32, 64, 128)
 """The ranks that vLLM, SGLang, llama.cpp and PEFT all take."""
 TOLERANCE = 1e-6

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..config import Place
 from ..editing.edit import Factors
 from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
@@ -15,7 +16,6 @@ from .export_report import (
     TOLERANCE,
     Clock,
     ExportReport,
-    Place,
     as_edit,
     at_uniform_rank,
     chosen_edits,

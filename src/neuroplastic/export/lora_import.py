@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..config import Place
 from ..editing.edit import Edit, Factors, check_name, name_from
 from ..errors import NPTError
 from ..files import read_json, refuse_pointer
 from ..models import canonical
-from .export_report import Place, projection_names
+from .export_report import projection_names
 from .peft_adapter import PREFIX, WEIGHTS
 
 if TYPE_CHECKING:

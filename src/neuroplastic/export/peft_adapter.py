@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from .. import models
-from ..config import SITES
+from ..config import SITES, Place
 from ..editing.edit import Factors
 from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
@@ -24,7 +24,6 @@ from .export_report import (
     TOLERANCE,
     Clock,
     ExportReport,
-    Place,
     as_edit,
     at_uniform_rank,
     chosen_edits,

@@ -1,4 +1,4 @@
-"""The exact generators: no parameters, the pretrained layer itself as the oracle (specification, section 3).
+"""The exact generators: no parameters, the pretrained layer itself as the oracle (docs/how-it-works.md).
 
 For weights: v_a = z/|z|^2 and v_b = W x_c - W z. Since v_a . z = 1,
 

@@ -1,4 +1,4 @@
-"""Low-rank generators (specification, section 4): code = act(A s), then per site and component keys and payloads.
+"""Low-rank generators (docs/generators.md): code = act(A s), then per site and component keys and payloads.
 
     v_a_k = P_k code         P_k [d_in, r]     (or the self key z/|z|^2)
     v_b_k = g w_k Q_k code   Q_k [d_out, r]    w, g: 1, or what parts.py makes of the token

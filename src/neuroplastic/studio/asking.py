@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import Mode
-from ..editing.recall import words_of_one_token
 from ..text.generation import Writing
 from ..text.spaces import continuing
 from ..text.tokens import decode_after
+from ..text.word_probabilities import words_of_one_token
 from .jobs import Tell
 
 if TYPE_CHECKING:

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from ..capture import capturing
-from ..config import Site
+from ..config import Place, Site
 from ..editing.edit import Edit, Factors
 from ..editing.extract import Modulation, extract_modulation
-from ..editing.methods.rank_one import probing, weight_layers
-from ..editing.targets import Place
+from ..editing.token_update import probing, weight_layers
 from ..errors import NPTError
 from ..evaluation.heat import modulation_norms
 from ..statistics import READS, Input, inputs_of

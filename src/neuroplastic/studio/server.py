@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from ..cli import demo
 from ..console import note
 from ..editing.edit import Edit
-from ..editing.inject_options import Method
+from ..editing.inject_options import InjectOptions, Method, Start
 from ..errors import CheckFailed, NPTError
 from ..studio import asking, forms, looking, teaching
 from ..studio import edit_table as ledger
@@ -76,7 +76,9 @@ class Studio:
         return FileResponse(STATIC / "index.html")
 
     async def state(self, request: Request) -> Response:
-        return answer({"model": self.ws.info(), "examples": EXAMPLES, "methods": get_args(Method)})
+        starts = sorted(get_args(Start), key=lambda s: s != InjectOptions.start)  # the default comes first
+        model = self.ws.info()
+        return answer({"model": model, "examples": EXAMPLES, "methods": get_args(Method), "starts": starts})
 
     async def board(self, request: Request) -> Response:
         async def lines() -> AsyncIterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .tokens import batch
 
@@ -38,6 +38,12 @@ class Score(NamedTuple):
     """whether that is the wanted one [n], bool"""
 
 
+def log_probabilities(head: nn.Module, states: Tensor) -> Tensor:
+    """What a head predicts from last hidden states [..., d], in nats, in float32 at least [..., vocabulary]."""
+    logits: Tensor = head(states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
 @torch.no_grad()
 def score(model: PreTrainedModel, continuations: Sequence[Continuation]) -> list[Score]:
     """Each continuation under teacher forcing, by the model in the mode that it is in.
@@ -60,8 +66,7 @@ def score(model: PreTrainedModel, continuations: Sequence[Continuation]) -> list
         # the vocabulary is large: only the positions that predict a wanted token get logits
         at = [(j, len(continuations[i].read) - 1 + n) for j, i in asked for n in range(len(continuations[i].wanted))]
         row, column = torch.tensor(at, device=ids.device).T
-        logits = head(states[row, column])
-        logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logprobs = log_probabilities(head, states[row, column])
         wanted = torch.tensor([t for _, i in asked for t in continuations[i].wanted], device=ids.device)
         of_wanted = logprobs.gather(-1, wanted[:, None])[:, 0]
         likeliest = logprobs.argmax(-1)

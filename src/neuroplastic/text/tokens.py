@@ -1,4 +1,4 @@
-"""Text in and out of a model: the start token, batches, files, and text that the model writes itself."""
+"""Text in and out of a model as tokens: the start token, answers after their questions, batches, windows of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation: generators learn to make converted layers do what the pretrained ones do (specification, section 5).
+"""Distillation: generators learn to make converted layers do what the pretrained ones do (docs/training.md).
 
     L = direct_weight    mean over layers of |mlp' - target|^2 / |target|^2     target: MLP(x_c); `drop`: a + MLP(x_c)
       + fidelity_weight  KL(base || plastic)

@@ -1,4 +1,4 @@
-"""The losses of distillation: pure functions on tensors (specification, section 5).
+"""The losses of distillation: pure functions on tensors (docs/training.md).
 
 All are sums over tokens with `weight`s that add up to 1 over the tokens of a whole step: so the shares of a batch add
 up to the batch, on however many processes, and padding has weight 0.

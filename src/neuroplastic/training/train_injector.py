@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..console import note
-from ..editing.injector import Injector, InjectorConfig, Reads
-from ..editing.methods.learned import INJECTOR_FILE
+from ..editing.injector import INJECTOR_FILE, Injector, InjectorConfig, Reads
 from ..errors import NPTError
 from ..files import file_hash
 from ..surgery import mode

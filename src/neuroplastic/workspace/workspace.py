@@ -30,7 +30,6 @@ from ..editing.engine import EditableModel, Held
 from ..editing.fact import Fact
 from ..editing.inject_options import InjectOptions, Method
 from ..editing.ledger import check_places
-from ..editing.recall import word_probabilities
 from ..errors import NPTError
 from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
@@ -42,6 +41,7 @@ from ..text.generation import Tell, Writing, Written, write
 from ..text.spaces import without_trailing_spaces
 from ..text.token_scores import Scores
 from ..text.tokens import context_length, encode, read_texts, start_token, windows
+from ..text.word_probabilities import word_probabilities
 from .edit_files import EditFiles
 from .generator_file import generator_state, load_generator_state, read_generators, write_generators
 from .settings import GENERATOR_FILE, BaseReference

@@ -82,9 +82,9 @@ def test_what_follows_the_answer_is_led_back_to_what_it_was() -> None:
 
     found = correct(scores, V, 0.8, replace(STEPS, max_steps=1))
     moved = (found.V - V)[0, 0]
-    g = towards - STEPS.drift_weight / 10 * away
+    g = towards - STEPS.stray_weight / 10 * away
     assert torch.allclose(moved / moved.norm(), g / g.norm())
-    wanted = (math.log(0.8) / 2 + 0.5 + STEPS.drift_weight * (3 - STEPS.free_drift)) / g.norm()
+    wanted = (math.log(0.8) / 2 + 0.5 + STEPS.stray_weight * (3 - STEPS.free_stray)) / g.norm()
     assert wanted < STEPS.longest_step * 30  # so that it is Polyak's length that is seen
     assert math.isclose(moved.norm().item(), wanted.item(), rel_tol=1e-9)
 
@@ -97,7 +97,7 @@ def test_steps_go_on_until_the_answer_follows_and_little_is_strayed() -> None:
 
     found = correct(scores, V, 0.8, STEPS)
     assert scores(found.V).answer.item() >= math.log(0.8)
-    assert scores(found.V).strayed.item() <= STEPS.max_drift < 3
+    assert scores(found.V).strayed.item() <= STEPS.max_stray < 3
     assert 0 < found.steps.item() < STEPS.max_steps
 
 
@@ -108,7 +108,7 @@ def test_a_gradient_of_nothing_moves_nothing() -> None:
 
 
 def test_what_strays_little_is_left_alone() -> None:
-    V, towards, away = torch.tensor([[[1.0, STEPS.free_drift / 2]]]).double(), *torch.eye(2).double()
+    V, towards, away = torch.tensor([[[1.0, STEPS.free_stray / 2]]]).double(), *torch.eye(2).double()
     found = correct(lambda V: AnswerScores((V @ towards - 2)[None, :, 0], (V @ away)[None, :, 0]), V, 0.8, STEPS)
     assert found.steps.item() > 0
     assert torch.equal((found.V - V) @ away, torch.zeros(1, 1).double())

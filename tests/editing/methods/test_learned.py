@@ -10,10 +10,9 @@ import neuroplastic as npt
 from families import tokens
 from injectors import injector_for, learned_of, set_learned, with_injector
 from neuroplastic.editing.edit import Edit
-from neuroplastic.editing.injector import InjectorConfig
+from neuroplastic.editing.injector import INJECTOR_FILE, InjectorConfig
 from neuroplastic.editing.methods import learned
-from neuroplastic.editing.methods.joint import JointBatch
-from neuroplastic.editing.methods.learned import INJECTOR_FILE
+from neuroplastic.editing.methods.joint_batch import JointBatch
 from neuroplastic.editing.recall import Query
 from neuroplastic.files import read_tensors, write_tensors
 from neuroplastic.text.tokens import encode

@@ -1,5 +1,6 @@
-"""The methods that turn facts into weight updates, one file each.
+"""The methods that turn facts into weight updates: `learned`, `consolidate`, `refine` and `token`, one file each.
 
+Parts of `learned` have files of their own: the gradient steps on one fact (correction.py), and a joint batch of many.
 Each is a frozen configuration with `solve(context, facts)` (the protocol `EditMethod`), which touches no weight.
 """
 
@@ -14,8 +15,8 @@ from ..context import EditMethod
 from ..inject_options import InjectOptions, Method
 from .consolidate import Consolidate
 from .learned import Learned
-from .rank_one import RankOne
 from .refine import Refine
+from .token import RankOne
 
 __all__ = ["Consolidate", "Learned", "RankOne", "Refine", "decide", "default_methods"]
 

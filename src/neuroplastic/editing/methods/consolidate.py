@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...capture import read_until
+from ...config import Place
 from ...console import Progress
 from ...statistics import Whitening
 from ...structure import projection
@@ -28,7 +29,8 @@ from ...text.tokens import batch, encode, start_token
 from ..context import EditContext, Solution, check_facts_with_prefixes, check_length
 from ..edit import Factors
 from ..fact import Fact
-from ..targets import Place, Reader, Targets, find_targets, rows_of, topic_of
+from ..joint_solve import SAME_SUBJECT_COSINE
+from ..targets import Reader, Targets, find_targets, rows_of, topic_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +50,7 @@ class Consolidate:
     """of each, in units of the projection's own output at the keys (root mean square)"""
     target_probability: float = 0.8
     """of the answer, at which the search ends"""
-    same_subject_cosine: float = 0.5
+    same_subject_cosine: float = SAME_SUBJECT_COSINE
     """an earlier key this close to a new one, under C^-1, is of the same subject, and is not held in place"""
     num_prefixes: int = 1
     """unrelated beginnings after which each wording is also read"""

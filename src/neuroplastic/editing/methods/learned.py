@@ -3,7 +3,7 @@
 An injector's values V give the answer at once, but they are long, and most of their length is the same for all facts:
 locality and ordinary text suffer from it, and all the more with every further edit. From `start_strength` V, a few
 gradient steps (correction.py) reach the answer, alone and after unrelated beginnings, with a third of the harm. If one
-call has `min_facts` facts or more, what they cost would add up, and they are solved as a joint batch (joint.py).
+call has `min_facts` facts or more, what they cost would add up, and they are solved as a joint batch (joint_batch.py).
 
 `quick` avoids the steps if it can: each update is tried at several strengths, in one batch, and the smallest is taken
 that gives the answer to its own question `quick_probability`; with the largest, the model would repeat the answer of an
@@ -16,12 +16,10 @@ tokens before it, which are not read again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from ...capture import adding
-from ...config import Site
+from ...config import Place
 from ...console import Progress
 from ...errors import NPTError
 from ...structure import projection
@@ -41,15 +39,11 @@ from ..injector import Injector, Reading, Subject, at_the_end, check_statements,
 from ..joint_solve import joint_rows
 from ..targets import Past, Reader, Row
 from .correction import AnswerScores, Corrected, GradientSteps, correct
-from .joint import JointBatch, TokenizedQuestion, solve_jointly
+from .joint_batch import JointBatch, TokenizedQuestion, solve_jointly
 from .refine import Refine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-INJECTOR_FILE = "injector.safetensors"
-"""The file in a workspace. Without it, an injector that comes with the package serves the model it was trained for."""
-PACKAGED = Path(__file__).parents[2] / "injectors"
 
 
 class TokenizedFact(NamedTuple):
@@ -65,27 +59,6 @@ def is_joint(method: EditMethod) -> bool:
     while isinstance(method, Refine):
         method = method.start
     return isinstance(method, Learned) and method.joint
-
-
-def find_injector(base: str, folder: Path | None) -> Injector | None:
-    """The injector of a workspace's folder, else a packaged one for the base with this content hash, else None.
-
-    Raises NPTError if the workspace's own file is damaged or belongs to another base.
-    """
-    if folder is not None and (folder / INJECTOR_FILE).exists():
-        return Injector.load(folder / INJECTOR_FILE, base)[0]
-    for file in sorted(PACKAGED.glob("*.safetensors")):
-        if _base_of(file) == base:
-            return Injector.load(file, base)[0]
-    return None
-
-
-def _base_of(file: Path) -> str | None:
-    from safetensors import safe_open
-
-    with safe_open(str(file), framework="pt") as f:
-        base: str | None = json.loads((f.metadata() or {}).get("npt", "{}")).get("base")
-    return base
 
 
 @dataclass(frozen=True)
@@ -172,7 +145,7 @@ class Learned:
                 how = self.joint_batch
                 values = solve_jointly(context, config.layers, questions, torch.stack(joint, 1), values, how, progress)
                 strength, steps = strength + how.start_strength, steps + how.steps_for(len(questions))
-        places: list[tuple[int, Site]] = [(layer, "down") for layer in config.layers]
+        places: list[Place] = [(layer, "down") for layer in config.layers]
         return [
             Solution(
                 {place: Factors(A[i : i + 1], V[i][:, None]) for i, place in enumerate(places)},

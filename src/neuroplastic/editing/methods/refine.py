@@ -11,26 +11,26 @@ outputs at the subject only, the real edit acts here on every token of every row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import kl_div
 
-from ...capture import adding
+from ...config import Place
 from ...console import Progress
 from ...structure import LayerParts, projection
+from ...text.scoring import log_probabilities
 from ...text.self_text import random_words
 from ...text.tokens import batch, encode, start_token, tokens_through
-from ..context import ChecksFacts, EditContext, EditMethod, Solution, check_facts_with_prefixes, check_length
+from ..context import ChecksFacts, EditContext, EditMethod, Solution, acting, check_facts_with_prefixes, check_length
 from ..edit import Factors
 from ..fact import Fact
 from ..joint_solve import joint_rows
 from ..optimise import optimise
-from ..targets import Place, Row, rows_of
+from ..targets import Row, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,7 +132,8 @@ class Refine:
 
 
 def _joint(place: Place, solutions: Sequence[Solution]) -> Factors:
-    """The change of all of them at one place: added up, or solved jointly if the ledger will do so."""
+    """The change of all of them at one place, as one pair of factors: their own, stacked, with the rows of the joint
+    solution if the ledger will solve them jointly."""
     factors, rho = [s.factors[place] for s in solutions], solutions[0].rho
     A, B = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], 1)
     return Factors(A if rho is None else joint_rows(A, torch.cat([s.keys[place] for s in solutions]), rho), B)
@@ -188,8 +189,7 @@ def refine_factors(
         """(mean log-probability of each row's answer [R], log-probabilities at the kept positions [P, vocab])."""
         with acting(linears, factors, B):
             states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        logits = head(torch.cat([states[answering], states[holding]]))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        logits = log_probabilities(head, torch.cat([states[answering], states[holding]]))
         logprobs = logits[torch.arange(len(wanted), device=ids.device), wanted]
         return logprobs.new_zeros(n).index_add(0, answering[0], logprobs) / lengths, logits[len(wanted) :]
 
@@ -206,14 +206,3 @@ def refine_factors(
 
     (worst, kl), taken = optimise(B, look, steps)
     return Refined(B, worst, kl, taken)
-
-
-def acting(
-    linears: Mapping[Place, nn.Module], factors: Mapping[Place, Factors], B: Mapping[Place, Tensor]
-) -> AbstractContextManager[None]:
-    """While it lasts, each projection also gives B (A z)."""
-
-    def term(A: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: (z.to(A) @ A.T) @ b.T
-
-    return adding({linears[place]: term(factors[place].A, b) for place, b in B.items()})

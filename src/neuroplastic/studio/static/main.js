@@ -30,8 +30,8 @@ async function start() {
   edits.setUp();
   looking.setUp();
   try {
-    const { model, examples, methods } = await get("/api/state");
-    teaching.setUp(methods);
+    const { model, examples, methods, starts } = await get("/api/state");
+    teaching.setUp(methods, starts);
     for (const field of document.querySelectorAll("[data-example]")) field.placeholder = examples[field.dataset.example];
     const { preset, generator } = model.plasticity;
     const millions = `${(model.parameters / 1e6).toFixed(model.parameters < 1e7 ? 2 : 0)}M`;

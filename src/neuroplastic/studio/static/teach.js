@@ -7,8 +7,9 @@ import { $, bar, el, lines, number, percent, plot, show, signed, table, takeExam
 const form = $("teach-form");
 const out = $("teach-out");
 
-export function setUp(methods) {
+export function setUp(methods, starts) {
   form.method_.append(...methods.map((method) => el("option", { value: method }, method)));
+  form.start.append(...starts.map((method) => el("option", { value: method }, method)));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     teach();

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from ...config import Site
+from ...config import Place
 from ...console import Progress
 from ...structure import projection
+from ...text.scoring import log_probabilities
 from ...text.tokens import start_token
-from ..context import EditContext
+from ..context import EditContext, acting
 from ..edit import Factors
 from ..targets import Reader, Row
-from .refine import acting
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def solve_jointly(
 
     The model must be in standard mode and without edits. Deterministic; touches no weight.
     """
-    places: list[tuple[int, Site]] = [(layer, "down") for layer in layers]
+    places: list[Place] = [(layer, "down") for layer in layers]
     by_index = {p.index: p for p in context.parts}
     linears = {place: projection(by_index[place[0]].mlp, place[1]) for place in places}
     factors = {place: Factors(A[:, i].to(proposed), proposed[:, i].T) for i, place in enumerate(places)}
@@ -166,8 +166,7 @@ class _OrdinaryText:
 
         def divergence() -> Tensor:
             then, now = torch.stack([self._before[i] for i in chosen]), self._states(chosen)
-            wide = torch.promote_types(now.dtype, torch.float32)
-            p, q = (head(states).to(wide).log_softmax(-1) for states in (then, now))
+            p, q = (log_probabilities(head, states) for states in (then, now))
             nats: Tensor = kl_div(q, p, reduction="sum", log_target=True) / q[..., 0].numel()
             return nats
 

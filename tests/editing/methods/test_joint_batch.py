@@ -1,4 +1,4 @@
-"""Facts taught jointly (editing/methods/joint.py), against the formula with dense weights, and in a workspace."""
+"""Facts taught jointly (editing/methods/joint_batch.py), against the formula with dense weights, and in a workspace."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from families import tiny
 from injectors import learned_of, set_learned, with_injector
 from neuroplastic.editing.context import EditContext
 from neuroplastic.editing.ledger import Ledger, weight_at
-from neuroplastic.editing.methods import joint
-from neuroplastic.editing.methods.joint import JointBatch, TokenizedQuestion, solve_jointly
+from neuroplastic.editing.methods import joint_batch
+from neuroplastic.editing.methods.joint_batch import JointBatch, TokenizedQuestion, solve_jointly
 from neuroplastic.editing.targets import Row
 from neuroplastic.statistics import Whitening
 from neuroplastic.structure import decoder_layers, inspect_layers
@@ -127,7 +127,7 @@ def test_every_wording_is_asked_equally_often(monkeypatch: pytest.MonkeyPatch) -
         seen.append(len(ids))
         return real(ids, answer, keys)
 
-    monkeypatch.setattr(joint, "Row", row)
+    monkeypatch.setattr(joint_batch, "Row", row)
     steps: list[tuple[int, int]] = []
     solve_jointly(context, LAYERS, asked, A, proposed, how, lambda done, total: steps.append((done, total)))
     assert steps == [(i, 6) for i in range(1, 7)]
@@ -180,13 +180,13 @@ def test_several_wordings_of_a_fact_share_one_value(three_are_many: npt.Workspac
 
 def test_text_is_cut_into_rows_that_open_with_the_start_token() -> None:
     text = torch.arange(22).view(2, 11)
-    assert joint.cut(text, 5).tolist() == [
+    assert joint_batch.cut(text, 5).tolist() == [
         [0, 1, 2, 3, 4],
         [11, 12, 13, 14, 15],
         [0, 6, 7, 8, 9],
         [11, 17, 18, 19, 20],
     ]
-    assert torch.equal(joint.cut(text, 20), text)
+    assert torch.equal(joint_batch.cut(text, 20), text)
 
 
 def test_a_joint_batch_reads_more_text(three_are_many: npt.Workspace) -> None:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import neuroplastic as npt
 from families import tiny, tokens
 from neuroplastic.editing.ledger import Ledger
-from neuroplastic.editing.methods.rank_one import token_factors
+from neuroplastic.editing.token_update import token_factors
 from neuroplastic.structure import inspect_layers
 
 
