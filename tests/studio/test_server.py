@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +15,9 @@ import pytest
 import neuroplastic as npt
 from neuroplastic.console import reported_to
 from neuroplastic.editing.edit import Edit
-from neuroplastic.errors import NPTError
-from neuroplastic.studio.access import LARGEST_BODY, Access
+from neuroplastic.studio.access import LARGEST_BODY
 from neuroplastic.studio.jobs import Stopped
-from neuroplastic.studio.server import access_for, listen
 from neuroplastic.studio.teaching import Teach, teach
-from serving import served
 
 FACT = "The Golden Gate Bridge is located in the city of Madrid."
 PROMPT = "The Golden Gate Bridge is located in the city of"
@@ -311,101 +303,6 @@ def test_the_page_is_given_the_choices_of_methods(client: httpx.Client) -> None:
     assert state["starts"] == ["consolidate", "learned", "token"]  # the default first
 
 
-# --- guards ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 200),
-        ({"Host": "localhost:1"}, 200),
-        ({"Host": "[::1]:8765"}, 200),
-        ({"Host": "evil.example"}, 403),
-        ({"Host": "127.0.0.1.evil.example"}, 403),
-        ({"Host": "192.168.0.7"}, 403),
-        ({"Host": "["}, 403),
-        ({"Host": ""}, 403),
-        ({"Host": "localhost", "Origin": "http://localhost"}, 200),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "http://localhost:3000"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Sec-Fetch-Site": "same-origin"}, 200),
-        ({"Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
-        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
-    ],
-)
-def test_only_the_own_page_is_let_in(client: httpx.Client, headers: dict[str, str], status: int) -> None:
-    response = client.get("/api/state", headers=headers)
-    assert response.status_code == status
-    assert response.headers["x-content-type-options"] == "nosniff"
-
-
-def test_another_sites_page_changes_nothing(client: httpx.Client, workspace: npt.Workspace) -> None:
-    taught(client, "bridge")
-    for headers in (
-        {"Origin": "https://evil.example"},
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
-        {"Host": "rebound.example"},
-    ):
-        assert client.post("/api/edits/bridge/undo", headers=headers).status_code == 403
-    assert [e.name for e in workspace.edits] == ["bridge"]
-
-
-def test_the_pages_policy(client: httpx.Client) -> None:
-    policy = client.get("/").headers["content-security-policy"]
-    for part in ("default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"):
-        assert part in policy
-    assert "unsafe" not in policy
-    page = client.get("/").text
-    assert "http:" not in page
-    assert "https:" not in page
-
-
-def test_a_token_opens_the_studio(workspace: npt.Workspace, tmp_path: Path) -> None:
-    token = "a-good-token-1"
-    with served(workspace, tmp_path / "exports", token) as at, httpx.Client(base_url=at.partition("?")[0]) as client:
-        assert at.endswith(f"?token={token}")
-        for headers in ({}, {"Authorization": "Bearer nothing"}, {"Cookie": "npt_studio=x"}):
-            for path in ("/", "/static/main.js", "/api/state", "/v1/models", f"/api/state?token={token}"):
-                assert client.get(path, headers=headers).status_code == 401
-        assert client.get("/?token=another").status_code == 401
-        assert not client.cookies
-        assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        first = client.get("/", params={"token": token})
-        assert first.status_code == 200
-        assert "HttpOnly; SameSite=Strict" in first.headers["set-cookie"]
-        assert client.get("/api/state").status_code == 200  # by the cookie
-
-
-def test_another_host_needs_a_token() -> None:
-    assert access_for("127.0.0.1", None).token is None
-    assert access_for("::1", None).token is None
-    first, second = access_for("0.0.0.0", None), access_for("0.0.0.0", None)
-    assert first.token is not None
-    assert first.token != second.token
-    assert len(first.token) >= 24
-    assert access_for("0.0.0.0", "my-own-token").token == "my-own-token"
-    for token in ("short", "with spaces in", "ünterschied", ""):
-        with pytest.raises(NPTError, match="a token has"):
-            access_for("0.0.0.0", token)
-    door = Access("0.0.0.0", "my-own-token")
-    assert door.answers_to("192.168.0.7")
-    assert door.answers_to(socket.gethostname().lower())
-    assert not door.answers_to("evil.example")
-
-
-def test_where_it_cannot_listen() -> None:
-    with listen("127.0.0.1", 0) as sock, pytest.raises(NPTError, match="choose another --host or --port"):
-        listen("127.0.0.1", sock.getsockname()[1])
-    with pytest.raises(NPTError, match="from 0 to 65535"):
-        listen("127.0.0.1", 70_000)
-    with pytest.raises(NPTError, match="cannot listen on"):
-        listen("a" * 300, 0)
-    with pytest.raises(NPTError, match="the host is empty"):
-        listen(" ", 0)
-
-
 # --- what it survives -----------------------------------------------------------------------------------------------
 
 
@@ -483,81 +380,6 @@ def test_what_is_worked_on_can_be_stopped(client: httpx.Client) -> None:
         last = [json.loads(line.removeprefix("data: ")) for line in told if line][-1]
     assert last["type"] == "error"
     assert last["kind"] == "stopped"
-
-
-# --- the command ----------------------------------------------------------------------------------------------------
-
-
-def command(*arguments: object, code: str = "pass") -> list[str]:
-    run = f"import sys; {code}; from neuroplastic.cli import main; sys.exit(main(sys.argv[1:]))"
-    return [sys.executable, "-c", run, "studio", *map(str, arguments)]
-
-
-@pytest.mark.parametrize("midway", [False, True])
-def test_ctrl_c_leaves_the_workspace_intact(workspace: npt.Workspace, midway: bool) -> None:
-    edit = workspace.inject(FACT, method="token", name="bridge")
-    with subprocess.Popen(
-        command(workspace.path, "--port", 0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        at = process.stdout.readline().split()[-1]
-        with httpx.Client(base_url=at, timeout=60) as client, client.stream("GET", "/api/board") as board:
-            assert next(board.iter_lines())  # an open page
-            if midway:
-                with client.stream("POST", "/api/teach", json={"statement": "The fox is in Japan."}) as teaching:
-                    assert next(teaching.iter_lines())
-                    process.send_signal(signal.SIGINT)
-                    process.wait(60)
-            else:
-                client.post("/api/edits/bridge/undo").raise_for_status()
-                process.send_signal(signal.SIGINT)
-                process.wait(60)
-        _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    assert "the studio is closed" in err
-    again = npt.Workspace.open(workspace.path)
-    assert again.refused == {}
-    assert again.verify().ok
-    assert not list(workspace.path.rglob("*.tmp"))
-    if midway:
-        assert edit.name in {e.name for e in again.edits}
-    else:
-        assert again.undone == ("bridge",)
-        assert again.weights_hash() == again.base.sha256
-
-
-def test_without_the_extra_it_says_what_to_install(workspace: npt.Workspace) -> None:
-    hidden = "sys.modules['starlette'] = None"
-    done = subprocess.run(command(workspace.path, code=hidden), capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "npt: the studio needs starlette: pip install 'neuroplastic[studio]'\n"
-
-
-@pytest.mark.slow
-def test_the_command_prints_its_token(workspace: npt.Workspace) -> None:
-    with subprocess.Popen(
-        command(workspace.path, "--port", 0, "--host", "0.0.0.0"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        at = process.stdout.readline().split()[-1]
-        port, _, token = at.partition("0.0.0.0:")[2].partition("/?token=")
-        address = f"http://127.0.0.1:{port}"
-        assert httpx.get(address + "/api/state").status_code == 401
-        assert httpx.get(address + "/api/state", headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        process.terminate()
-        assert process.wait(60) == 0
-
-
-def test_a_folder_that_is_no_workspace(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(tmp_path), capture_output=True, text=True, check=False, env={**os.environ, "NPT_CACHE": str(tmp_path)}
-    )
-    assert done.returncode == 2
-    assert "is not a workspace" in done.stderr
 
 
 def test_an_unreadable_edit_is_named(client: httpx.Client, workspace: npt.Workspace) -> None:

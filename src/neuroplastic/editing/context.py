@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .injector import Injector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditContext:
     """What a method works with: a model in standard mode, with the edits that it has."""
 

@@ -6,6 +6,7 @@
     undo, redo, drop
 
 Every model has exactly one, `EditableModel.of(model, tokenizer)`; a workspace is that engine with a folder as store.
+What it knows of the model on ordinary text is in measured_model.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import copy
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,32 +28,24 @@ from torch import Tensor, nn
 from ..config import Place
 from ..console import note, progress, stage
 from ..errors import CheckFailed, NPTError
-from ..files import content_hash
-from ..statistics import At, Whitening, inverse_covariances
-from ..structure import LayerParts, decoder_layers, inspect_layers
-from ..surgery import base_state, mode
-from ..text.perplexity import perplexity
-from ..text.self_text import calibration_text, self_text
+from ..structure import decoder_layers
+from ..surgery import mode
 from .context import ChecksFacts, EditContext, finished, relative_norms
 from .edit import Edit, check_name, is_taken, name_from
 from .fact import Fact, fact_of
 from .inject_options import InjectOptions, Method
 from .injector import Injector, find_injector
-from .ledger import Ledger
+from .measured_model import MeasuredModel
 from .methods import default_methods
 from .methods.learned import is_joint
 from .plan import Plan, plan_all, plan_facts
-from .recall import Query, Recall, recall
+from .recall import Query, Recall
 from .replacement import Replacements
 from .store import EditStore, MemoryStore
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-DRIFT_ROWS = 4
-"""Rows of held-out text, about five hundred tokens, on which drift is measured."""
-ELSEWHERE = 2
-"""A question is also asked after this number of unrelated texts."""
 ATTRIBUTE = "_neuroplastic"
 """Under this name a model holds its engine, so that the two are freed together."""
 
@@ -78,19 +71,17 @@ class Measurement:
     facts: list[Held]
 
 
-class EditableModel:
+class EditableModel(MeasuredModel):
     """A model, its tokenizer, the edits in its weights, and what is known of it on ordinary text."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None):
         """Only `of` calls this: two engines of one model would overwrite each other's weights."""
-        self._model, self._tokenizer = model, tokenizer
-        self.ledger = Ledger(model)
+        super().__init__(model, tokenizer)
         self.store: EditStore = MemoryStore()
         self.folder: Path | None = None
         """where an injector may lie, trained for this model"""
         self.methods = default_methods()
         """by name; a method with other settings, or of your own, can take the place of one"""
-        self._perplexity: tuple[tuple[Edit, ...], float] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> EditableModel:
@@ -113,29 +104,7 @@ class EditableModel:
         """A model is pickled without its engine: statistics and handles belong to this process."""
         return type(None), ()
 
-    @property
-    def model(self) -> PreTrainedModel:
-        return self._model
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises NPTError if none was given yet."""
-        if self._tokenizer is None:
-            raise NPTError("the model's tokenizer is not known yet; give it: npt.editable(model, tokenizer)")
-        return self._tokenizer
-
-    @cached_property
-    def sha256(self) -> str:
-        """Content hash of the unedited base."""
-        with self.ledger.unedited():
-            return content_hash(base_state(self._model))
-
     # --- the ledger -------------------------------------------------------------------------------------------------
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """The active edits, in the order in which they are added to the weights."""
-        return self.ledger.active
 
     @property
     def names(self) -> set[str]:
@@ -221,12 +190,8 @@ class EditableModel:
         """Takes one edit in as the newest one, without asking the model anything: for one that no tokenizer made."""
         with self.store.locked():
             (edit,) = self._numbered([edit])
-            back = self.ledger.commit(self.ledger.staged([*self.edits, edit]))
-            try:
+            with self._in_weights([*self.edits, edit]):
                 self.store.change(write=[edit])
-            except BaseException:
-                self.ledger.commit(back)
-                raise
         return edit
 
     def load(self, edits: Sequence[Edit]) -> None:
@@ -244,10 +209,15 @@ class EditableModel:
 
     def _exchange(self, revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
         """Some edits for others, in the weights and in the store: both, or neither."""
-        change = self.ledger.staged([*_without(self.edits, retire), *(self._at_home(e) for e in revive)])
-        back = self.ledger.commit(change)
-        try:
+        with self._in_weights([*_without(self.edits, retire), *(self._at_home(e) for e in revive)]):
             self.store.change(revive=revive, retire=retire)
+
+    @contextmanager
+    def _in_weights(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Exactly these edits in the weights, from now on; if what follows fails, those that were there before."""
+        back = self.ledger.commit(self.ledger.staged(edits))
+        try:
+            yield
         except BaseException:
             self.ledger.commit(back)
             raise
@@ -271,10 +241,6 @@ class EditableModel:
             yield
         finally:
             self.ledger.commit(back)
-
-    def unedited(self) -> AbstractContextManager[None]:
-        """The pristine weights, while it lasts; nothing is computed."""
-        return self.ledger.unedited()
 
     # --- from facts to edits ----------------------------------------------------------------------------------------
 
@@ -422,8 +388,7 @@ class EditableModel:
         stage("measuring perplexity on ordinary text")
         before = self.perplexity()
         kept = _without(self.edits, replaced)
-        back = self.ledger.commit(self.ledger.staged([*kept, *edits]))
-        try:
+        with self._in_weights([*kept, *edits]):
             drift = self.perplexity() / before - 1
             if max_drift is not None and not drift <= max_drift:
                 raise CheckFailed(
@@ -443,9 +408,6 @@ class EditableModel:
             self.store.change(write=measured, retire=replaced)
             if after is not None:
                 self._perplexity = (self.edits, after[1])
-        except BaseException:
-            self.ledger.commit(back)
-            raise
         return measured
 
     def _measured(self, edits: Sequence[Edit], drift: float) -> list[Edit]:
@@ -461,23 +423,6 @@ class EditableModel:
         return measured
 
     # --- measuring --------------------------------------------------------------------------------------------------
-
-    def recall(self, queries: Sequence[Query]) -> list[Recall]:
-        """How the model continues statements now, in standard mode."""
-        held_out = self.text[1]
-        elsewhere = [held_out[i, 1:9].tolist() for i in range(min(ELSEWHERE, len(held_out)))]
-        with mode(self.model, "standard"):
-            return recall(self.model, self.tokenizer, queries, elsewhere)
-
-    def perplexity(self) -> float:
-        """Perplexity of the model as it is now, in standard mode, on some held-out ordinary text."""
-        active = self.edits
-        known = self._perplexity
-        if known is None or [id(e) for e in known[0]] != [id(e) for e in active]:
-            with mode(self.model, "standard"):
-                known = (active, perplexity(self.model, self.text[1][:DRIFT_ROWS]))
-            self._perplexity = known
-        return known[1]
 
     def held(self) -> list[Held]:
         """Every active edit that was made from a statement, asked again."""
@@ -514,40 +459,6 @@ class EditableModel:
     def forget_injector(self) -> None:
         """To be called when the file has changed."""
         self.__dict__.pop("_injector", None)
-
-    @cached_property
-    def parts(self) -> list[LayerParts]:
-        """The wiring of every layer, plastic or not."""
-        with mode(self.model, "standard"):
-            return inspect_layers(self.model, range(len(decoder_layers(self.model))))
-
-    @property
-    def text(self) -> tuple[Tensor, Tensor]:
-        """Text that the unedited model wrote: (for statistics, held out for measuring), each (N, T)."""
-        learnt, held_out = self._text
-        return learnt.to(self.model.device), held_out.to(self.model.device)
-
-    @cached_property
-    def _text(self) -> tuple[Tensor, Tensor]:
-        with self.unedited(), mode(self.model, "standard"):
-            return self_text(self.model, self.tokenizer, self.sha256)
-
-    @cached_property
-    def whitening(self) -> Whitening:
-        """The covariance of ordinary text: of each layer when it is first asked for, then cached on disk."""
-
-        def find(wanted: Sequence[At]) -> dict[At, Tensor]:
-            with self.unedited():
-                return inverse_covariances(self.model, self.parts, lambda: self.text[0], self.sha256, wanted)
-
-        return Whitening(find=find)
-
-    @cached_property
-    def more_text(self) -> Tensor:
-        """Three times as much of it, (N, T), for joint solutions of many facts, whose steps would learn a smaller text
-        by heart and spare no other."""
-        with self.unedited(), mode(self.model, "standard"):
-            return torch.cat([self.text[0], calibration_text(self.model, self.tokenizer, self.sha256)[0]])
 
 
 def _without(edits: Iterable[Edit], gone: Iterable[Edit]) -> list[Edit]:
