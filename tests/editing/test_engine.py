@@ -109,6 +109,16 @@ def test_the_call_of_the_first_design_makes_no_edit_of_nothing() -> None:
     assert npt.EditableModel.of(model).edits == ()
 
 
+def test_a_token_without_a_modulation_is_named(plain: tuple[Any, Any]) -> None:
+    model, tokenizer = plain
+    npt.convert(model, npt.PlasticityConfig(generator="low_rank", np_rank=4))
+    for p in npt.plastic_layers(model).values():
+        for parameter in p.generator.parameters():
+            torch.nn.init.zeros_(parameter)
+    with pytest.raises(npt.NPTError, match="the last token of .* has no modulation in the layers"):
+        npt.inject(model, tokenizer, FACT, "token")
+
+
 def test_names_are_as_many_as_facts(plain: tuple[Any, Any]) -> None:
     engine = npt.editable(*plain)
     for names in ([], ["a", "b"]):
