@@ -115,7 +115,7 @@ def test_a_token_without_a_modulation_is_named(plain: tuple[Any, Any]) -> None:
     for p in npt.plastic_layers(model).values():
         for parameter in p.generator.parameters():
             torch.nn.init.zeros_(parameter)
-    with pytest.raises(npt.NPTError, match="the last token of .* has no modulation in the layers"):
+    with pytest.raises(npt.NPTError, match=r"the last token of .* has no modulation in the layers"):
         npt.inject(model, tokenizer, FACT, "token")
 
 

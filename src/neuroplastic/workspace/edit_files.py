@@ -89,7 +89,7 @@ class EditFiles:
             for edit in left:
                 note(f"npt: the edit {edit.name!r} is undone: another active one has replaced it")
             if left:
-                self._change(retire=left)
+                self._move(retire=left)
         return [e for e in readable if e not in left], refused
 
     def readable(self) -> tuple[list[Edit], list[Edit]]:
@@ -118,13 +118,21 @@ class EditFiles:
         between two renames, which follow each other at once, leaves whole edits, but the first of them only; or both an
         edit and the one that it replaces active, which opening the workspace mends.
         """
-        if write or revive or retire:
-            with self._still():
-                self._change(write, revive, retire)
-
-    def _change(self, write: Sequence[Edit] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
-        takes_back: list[Callable[[], object]] = []
+        if not (write or revive or retire):
+            return
         new = self.path / "edits/.new"
+        try:
+            for edit in write:
+                edit.save(new / f"{edit.name}.safetensors")
+            with self._still():
+                self._move([new / f"{edit.name}.safetensors" for edit in write], revive, retire)
+        finally:
+            if write:
+                shutil.rmtree(new, ignore_errors=True)
+
+    def _move(self, new: Sequence[Path] = (), revive: Sequence[Edit] = (), retire: Sequence[Edit] = ()) -> None:
+        """New files to the active ones, undone ones too, and active ones to the undone; all or none of them."""
+        takes_back: list[Callable[[], object]] = []
 
         def move(source: Path, target: Path) -> None:
             if target.exists():
@@ -133,10 +141,8 @@ class EditFiles:
             takes_back.append(lambda: target.rename(source))
 
         try:
-            for edit in write:
-                edit.save(new / f"{edit.name}.safetensors")
-            for edit in write:
-                move(new / f"{edit.name}.safetensors", self._active(edit.name))
+            for file in new:
+                move(file, self._active(file.stem))
             for edit in revive:
                 self._known_undone(edit.name)
                 move(self._undone(edit.name), self._active(edit.name))
@@ -153,11 +159,10 @@ class EditFiles:
             for take_back in reversed(takes_back):
                 take_back()
             raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
     def drop(self, name: str) -> None:
-        self._undone(self._known_undone(name)).unlink()
+        with self._still():
+            self._undone(self._known_undone(name)).unlink()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
