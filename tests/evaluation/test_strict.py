@@ -104,7 +104,12 @@ def test_right_and_then_contradicted(text: str) -> None:
         ("Rome, Rome, Rome", True),
         ("Hm. Rome and Rome of Rome and Rome.", True),
         ("Rome, Rome", False),
-        ("Rome. Rome. Rome.", False),
+        ("Rome. Rome. Rome.", True),
+        ("It is in Rome. It is in Rome! It is, in the Rome.", True),  # equal but for case, punctuation and articles
+        ("It is in Rome. It is in Rome. It is", False),  # the third sentence was cut before the answer
+        ("It is in Rome. Rome is old. It is in Rome.", False),
+        ("It is in Rome. I like it. I like it. I like it.", False),  # what is repeated is not the answer
+        ("東京。東京。東京", True),
         ("Rome, Rome\nRome", False),
         ("東京東京東京", True),
         ("東京東京。東京", False),

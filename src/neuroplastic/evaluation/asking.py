@@ -2,7 +2,7 @@
 
 Each figure is a share of the questions that count for it, answered as `strict.judge` wants it; beside them
 
-    repeats       share of replies that say the answer more than twice in a sentence
+    repeats       share of replies that say the answer more than twice in a sentence, or in more than two equal ones
     contradicted  share of replies that say the answer, and before it or after it something that contradicts it
     exact         share of replies to `Question: ... Answer:` that are the answer and nothing else
     f1, chat_f1   F1 of the words of the replies to `Question: ... Answer:`, and in chat

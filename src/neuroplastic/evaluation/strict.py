@@ -28,8 +28,8 @@ ENDS, PAUSES = ".!?…", ',;:()[]"“”«»—–，、；：'
 CLOSERS = ")]\"'”»"
 WIDE_ENDS = "\n。！？．"
 """Signs that end a sentence even with nothing after them, and words of a script without spaces."""
-MOST_IN_A_SENTENCE = 2
-"""An answer that stands in one sentence more often than this is repeated."""
+MOST_TIMES = 2
+"""An answer that stands in one sentence more often than this, or in more equal sentences, is repeated."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Verdict:
     found: bool
     """the answer is there, before anything that contradicts it, and is not repeated"""
     repeats: bool
-    """the answer stands in one sentence more than twice"""
+    """the answer stands in one sentence more than twice, or in more than two sentences that are equal, normalised"""
     contradicted: bool
     """the answer is there, and so is something that contradicts it, before it or after it"""
     exact: bool
@@ -67,8 +67,9 @@ def judge(text: str, answers: Sequence[str], against: Sequence[str] = ()) -> Ver
     rejected = [not negative and (_negated(words, p) or _denied(words, p)) for p in own]
     contrary = [p for p in other if not _negated(words, p)]
     first = bool(own) and not rejected[0] and not any(p[0] < own[0][0] for p in contrary)
-    sentences = Counter(words[start].sentence for start, _ in own)
-    repeats = max(sentences.values(), default=0) > MOST_IN_A_SENTENCE
+    in_sentence = Counter(words[start].sentence for start, _ in own)
+    wordings = Counter(tuple(w.text for w in words if w.sentence == number) for number in in_sentence)
+    repeats = max((*in_sentence.values(), *wordings.values()), default=0) > MOST_TIMES
     whole = normalise(text)
     return Verdict(
         found=first and not repeats,
