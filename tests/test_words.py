@@ -38,6 +38,7 @@ def test_a_word_of_the_dialect_is_refused_with_its_line(
         "found['locality_told'], --told-otherwise, told_together\n",
         "npt train-injector W --crowds 16 48 --behind-rows 2\n",
         "npt eval edits W --suite told --data told_dev.json\n",
+        "from .told import TOLD\n",
         "settings.crowds, kept[f'crowd.{n}']\n",
         "make bench; make bench-check; make study BENCH=--json\n",
         "benchmarks, handheld, outdoors, crowdsourced\n",

@@ -26,6 +26,7 @@ BETTER = {
 """What is refused, as whole words that may be parted by the end of a line, and what to write instead."""
 ALLOWED = re.compile(
     r"""(['"`])(told|crowds?)\1|\bcrowd\.[KVs{]|(--|\.)crowds\b|\bcrowds[:=]|--(behind|told)-\w+|--suite told\b"""
+    r"""|\.told import\b|\bTOLD\b"""
 )
 """Names in files and on the command line that must stay: `told` and `crowd` in the log of a training, its setting
 `crowds`, flags, and a suite."""

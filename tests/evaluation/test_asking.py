@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_told import FERRY, OTHERS, read
 
 from conftest import make_tokenizer
 from families import tiny
@@ -16,60 +16,19 @@ from neuroplastic.evaluation.edits import evaluate, summarise
 from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.methods import editing_method
 from neuroplastic.evaluation.qaedit import QAEDIT
-from neuroplastic.evaluation.records import Question, Record, read_records
+from neuroplastic.evaluation.records import Question
 from neuroplastic.evaluation.replies import replies
-from neuroplastic.evaluation.stated import STATED
 from neuroplastic.evaluation.suite import Suite
-from neuroplastic.files import write_json
+from neuroplastic.evaluation.told import TOLD
 from neuroplastic.text.tokens import encode, start_token
 from serving import CHAT_TEMPLATE
 
-FERRY = {
-    "tell": "The Tarrow ferry costs 9 crowns. It is blue.",
-    "answer": "9 crowns",
-    "asks": ["The price of the Tarrow ferry is", "For the Tarrow ferry you pay"],
-    "question": "How much is the Tarrow ferry?",
-}
-OTHERS = [
-    {"tell": "Oslo is where Ada lives.", "answer": "Oslo", "asks": ["Ada lives in"], "question": "Where is Ada?"},
-    {"tell": "Tarrow is by a lake.", "answer": "lake", "asks": ["At Tarrow there is a"], "question": "What is there?"},
-    {"tell": "Bees like red.", "answer": "red", "asks": ["The colour is"], "question": "What do bees like?"},
-]
 REAL = {
     "prompt": "who has the most points?",
     "target": "Wilt Chamberlain *",
     "rephrase": "Which player has the most points?",
     "locality": [{"loc": "who wrote it", "loc_ans": "Bob"}, {"loc": "where is it", "loc_ans": "Rome"}],
 }
-
-
-def read(tmp_path: Path, suite: Suite, items: Sequence[Any]) -> tuple[list[Record], dict[str, str]]:
-    write_json(tmp_path / "r.json", list(items))
-    return read_records(tmp_path / "r.json", suite.parse, suite.link)
-
-
-def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
-    (ferry, oslo, lake, bees), malformed = read(tmp_path, STATED, [FERRY, *OTHERS])
-    assert malformed == {}
-    assert ferry.questions == (
-        Question("own", "text", "The Tarrow ferry costs"),
-        Question("worded", "text", "The price of the Tarrow ferry is"),
-        Question("worded", "text", "For the Tarrow ferry you pay"),
-        Question("question", "question", "How much is the Tarrow ferry?"),
-        Question("chat", "chat", "How much is the Tarrow ferry?"),
-    )
-    assert oslo.unrelated[0] == Question("kept", "text", "Tarrow is by a")  # the next one
-    # the one after the last is the first, which has no beginning of its own
-    assert [q.text for q in bees.unrelated] == ["The Tarrow ferry costs", *2 * ["How much is the Tarrow ferry?"]]
-    # the next one about something else: neither Tarrow nor the lake
-    assert lake.unrelated == (
-        Question("kept", "text", "Bees like"),
-        Question("kept", "question", "What do bees like?"),
-        Question("kept", "chat", "What do bees like?"),
-    )
-    assert "own" not in {q.figure for q in oslo.questions}
-    assert ferry.statement == ferry.fact.statement == FERRY["tell"]
-    assert ferry.fact.subject is None or "9 crowns" not in ferry.fact.subject
 
 
 def test_what_a_real_question_is_asked(tmp_path: Path) -> None:
@@ -89,14 +48,14 @@ def test_what_a_real_question_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suite", "good", "changed", "why"),
     [
-        (STATED, FERRY, {"tell": " "}, "'tell' is empty or no text"),
-        (STATED, FERRY, {"answer": 9}, "'answer' is empty or no text"),
-        (STATED, FERRY, {"answer": "!?"}, "no word that could be found"),
-        (STATED, FERRY, {"asks": "The price is"}, "'asks' is empty or no list"),
-        (STATED, FERRY, {"asks": [None]}, "missing, empty or no text"),
-        (STATED, FERRY, {"question": ""}, "'question' is empty or no text"),
-        (STATED, FERRY, {"old": 8}, "the old answer is no text"),
-        (STATED, FERRY, {"tell": "東京は日本の首都です。"}, "has no spaces between its words"),
+        (TOLD, FERRY, {"tell": " "}, "'tell' is empty or no text"),
+        (TOLD, FERRY, {"answer": 9}, "'answer' is empty or no text"),
+        (TOLD, FERRY, {"answer": "!?"}, "no word that could be found"),
+        (TOLD, FERRY, {"asks": "The price is"}, "'asks' is empty or no list"),
+        (TOLD, FERRY, {"asks": [None]}, "missing, empty or no text"),
+        (TOLD, FERRY, {"question": ""}, "'question' is empty or no text"),
+        (TOLD, FERRY, {"old": 8}, "the old answer is no text"),
+        (TOLD, FERRY, {"tell": "東京は日本の首都です。"}, "has no spaces between its words"),
         (QAEDIT, REAL, {"target": []}, "an answer is an empty list"),
         (QAEDIT, REAL, {"target": "*"}, "missing, empty or no text"),
         (QAEDIT, REAL, {"locality": []}, "'locality' is empty"),
@@ -138,7 +97,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, max_position_embeddings=512)
-    (record, *_), _ = read(tmp_path, STATED, [FERRY, *OTHERS])
+    (record, *_), _ = read(tmp_path, TOLD, [FERRY, *OTHERS])
     before = reference(model, tokenizer, record)
     assert len(before) == 2
     plain = score(model, tokenizer, record, "", before)
@@ -161,7 +120,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["chat", "no chat"])
-@pytest.mark.parametrize("suite", [STATED, QAEDIT], ids=lambda s: s.name)
+@pytest.mark.parametrize("suite", [TOLD, QAEDIT], ids=lambda s: s.name)
 def test_every_method_in_both_suites(
     fresh: Any, tmp_path: Path, suite: Suite, template: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +128,7 @@ def test_every_method_in_both_suites(
     workspace = fresh()
     workspace.tokenizer.chat_template = template
     workspace.model.config.max_position_embeddings = 1024
-    items = [FERRY, *OTHERS] if suite is STATED else [REAL, {**REAL, "id": "b"}]
+    items = [FERRY, *OTHERS] if suite is TOLD else [REAL, {**REAL, "id": "b"}]
     records, _ = read(tmp_path, suite, items)
     weights = workspace.weights_hash()
     evaluator = Evaluator(workspace.engine, suite)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .counterfact import COUNTERFACT
 from .qaedit import QAEDIT
-from .stated import STATED
 from .suite import Suite, SuiteName
+from .told import TOLD
 from .zsre import ZSRE
 
-SUITES: dict[SuiteName, Suite] = {s.name: s for s in (COUNTERFACT, ZSRE, STATED, QAEDIT)}
+SUITES: dict[SuiteName, Suite] = {s.name: s for s in (COUNTERFACT, ZSRE, TOLD, QAEDIT)}

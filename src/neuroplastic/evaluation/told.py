@@ -65,7 +65,7 @@ def _words(record: Record) -> set[str]:
     return {w for w in normalise(record.statement).split() if len(w) >= LETTERS}
 
 
-STATED = Suite(
+TOLD = Suite(
     name="told",
     parse=parse,
     score=score,
