@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuroplastic.editing.sentence import find_subject, question_and_answer
+from neuroplastic.editing.sentence import find_subject, question_and_answer, sentences_of
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,27 @@ def test_the_answer_is_the_last_word_or_name(statement: str, question: str, answ
 def test_the_subject_is_the_longest_name(question: str, subject: str | None) -> None:
     span = find_subject(question)
     assert (None if span is None else question[slice(*span)]) == subject
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["Rome is old.", "Oslo is not!", "Is it?", "Ada knows…"],
+        ["It covers 15.5 ha.", "About 3,000.5 people live there (c. 1030).", "2 more came in 1917.", "It was cold."],
+        ["Dr. A. B. Stone met J.R.R. Tolkien, e.g. Monday, vs. St. Paul.", "He left."],
+        ["He works in the U.S. Army.", "She lives in the U.S.", "The house is at No. 5."],
+        ["He left at 6:00 p.m. Eastern Time.", "She left at 6 p.m.", "In the evening it rained."],
+        ["Apple Inc. Chairman Ada spoke.", "It is Apple Inc.", "It makes phones.", "eBay does not."],
+        ['She wrote "It is so. He knows it." and left.', 'He wrote "No."', "Rome (it is old. Very old.) is big."],
+        ["東京は日本の首都です。", "大阪は違います！"],
+        ["the key is here. it is red.", "Oslo is far"],
+        [],
+    ],
+)
+def test_where_sentences_end(sentences: list[str]) -> None:
+    unspaced = sentences[:1] == ["東京は日本の首都です。"]
+    assert sentences_of(("" if unspaced else "  ").join(sentences)) == sentences
+
+
+def test_an_empty_line_ends_a_sentence_and_a_line_break_does_not() -> None:
+    assert sentences_of("The gas is O\n2. A title\n \nOslo is\tfar. ") == ["The gas is O 2.", "A title", "Oslo is far."]

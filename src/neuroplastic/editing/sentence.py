@@ -1,4 +1,5 @@
-"""Where the answer and the subject stand in a sentence, found by rules for English and names like those in English.
+"""Where the answer and the subject stand in a sentence, and where sentences end, found by rules for English and names
+like those in English.
 
 The answer of a statement is its last word, or the name that it ends with; quotation marks and brackets around it are
 kept in pairs. The subject is the longest name in the question. A name is a run of words with a capital or a digit
@@ -41,6 +42,14 @@ AFTER_A_COMMA = frozenset(
 """Words that continue a name after a comma."""
 ABBREVIATIONS = frozenset("Jr. Sr. Inc. Ltd. Co. Corp. Bros. St. Dr. Mr. Mrs. Ms. Mt. No. Prof.".split())  # noqa: SIM905
 """Words whose dot does not end a sentence."""
+NEVER_LAST = (ABBREVIATIONS - frozenset("Jr. Sr. Inc. Ltd. Co. Corp. Bros.".split())) | frozenset(  # noqa: SIM905
+    (  # noqa: SIM905
+        "Rev. Gen. Col. Lt. Sgt. Capt. Sen. Rep. Gov. Hon. Ps. Gk. c. ca. cf. d. e.g. i.e. esp. max. min. p. pp. "
+        "vs. viz. approx."
+    ).split()
+)
+"""Abbreviations that something follows in the same sentence. After others (Inc., U.S., a.m., an initial) a sentence
+ends only if the next word is capitalised because it begins one."""
 PAIRS = {"(": ")", "[": "]", "{": "}", "“": "”", "„": "“", "‘": "’", "«": "»", "「": "」", "『": "』", "《": "》"}
 PAIRS |= {"（": "）", "【": "】", "〈": "〉"}
 APOSTROPHES = "'’"
@@ -67,6 +76,23 @@ def question_and_answer(statement: str) -> tuple[str, str]:
         start = words[last][0]
     question = text[:start].rstrip()
     return question, text[len(question) :]
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text, each with single spaces between its words.
+
+    A sentence ends with . ! ? or … if a capital or a digit follows, and not in the middle of a bracket or a quotation;
+    neither the dot of an abbreviation nor that of a number ends one. An empty line does, and 。！？ do.
+    """
+    pairs = _pairs(text)
+    found, start = list[str](), 0
+    for m in re.finditer(r"\n\s*\n|[。！？]+[」』”）]*|[.!?…]+[\"'”’»)\]]*(?=\s)", text):
+        inside = any(i < m.start() and m.end() <= j for i, j in pairs)
+        if not m[0].strip() or (not inside and _ends_a_sentence(text[start : m.start()], m[0], text[m.end() :])):
+            found.append(text[start : m.end()])
+            start = m.end()
+    found.append(text[start:])
+    return [" ".join(s.split()) for s in found if s.strip()]
 
 
 def find_subject(question: str) -> tuple[int, int] | None:
@@ -231,6 +257,23 @@ def _after_a_comma(before: str, word: str, following: str) -> bool:
 
 def _begins_a_sentence(before: str) -> bool:
     return re.search(r"(^|[.!?…])[\s\"“‘'(]*$", before) is not None
+
+
+def _ends_a_sentence(before: str, signs: str, after: str) -> bool:
+    """Whether a sentence ends with `signs`: what stands before them in it, and after them, decides."""
+    if signs[0] in "。！？":
+        return True
+    following = next(iter(after[:100].split()), "")
+    if not _is_name(following):
+        return not following
+    word = ("".join(before.split()[-1:]) + signs).lstrip("([\"'“‘«")
+    if signs != ".":
+        return True
+    if word in NEVER_LAST:
+        return False
+    if word in ABBREVIATIONS or word in ("etc.", "al.") or re.fullmatch(r"([^\W\d_]\.)+", word):
+        return following.rstrip(",").lower() in OPENERS
+    return True
 
 
 def _in_word(c: str) -> bool:
