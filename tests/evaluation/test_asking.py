@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_paragraphs import ONE, TWO
 from test_told import FERRY, OTHERS, read
 
 from conftest import make_tokenizer
 from families import tiny
 from neuroplastic.evaluation.asking import prompt, reference, score
+from neuroplastic.evaluation.claims import OF_CLAIMS
 from neuroplastic.evaluation.edits import evaluate, summarise
 from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.methods import editing_method
+from neuroplastic.evaluation.paragraphs import PARAGRAPHS
 from neuroplastic.evaluation.qaedit import QAEDIT
-from neuroplastic.evaluation.records import Question
+from neuroplastic.evaluation.records import Question, Record
 from neuroplastic.evaluation.replies import replies
+from neuroplastic.evaluation.strict import judge
 from neuroplastic.evaluation.suite import Suite
 from neuroplastic.evaluation.told import TOLD
 from neuroplastic.text.tokens import encode, start_token
@@ -42,7 +46,7 @@ def test_what_a_real_question_is_asked(tmp_path: Path) -> None:
         ("chat", "chat"),
     ]
     assert [q.text for q in record.unrelated] == ["who wrote it", "where is it"]
-    assert (record.fact.question, record.fact.answer) == (REAL["prompt"], " Wilt Chamberlain")
+    assert (record.facts[0].question, record.facts[0].answer) == (REAL["prompt"], " Wilt Chamberlain")
 
 
 @pytest.mark.parametrize(
@@ -116,20 +120,39 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     assert prefixed["context_tokens"] == len(encode(tokenizer, "Fact: a fox.\n"))
     tokenizer.chat_template = None
     without = score(model, tokenizer, record, "", reference(model, tokenizer, record))
-    assert plain.keys() - without.keys() == {"chat", "chat_f1"}
+    assert plain.keys() - without.keys() == {"chat", "chat_f1", "reversed", "choice_new", "choice_unknown"}
+
+
+def test_a_question_may_have_answers_of_its_own() -> None:
+    """Those of the multi-hop questions and of the subject count for their own figure alone."""
+    tokenizer = make_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, max_position_embeddings=512)
+    asked = Question("question", "question", "How is the fox?")
+    (reply,) = replies(model, tokenizer, [prompt(tokenizer, asked)])
+    text = reply.text
+    assert judge(text, [text]).found
+    hop, back = (asked._replace(figure=f, answers=("Oslo", text)) for f in ("portability", "reversed"))
+    record = Record("0", "", "Oslo", "", (), (), sentence="-", questions=(asked, hop, back))
+    found = score(model, tokenizer, record, "", [])
+    assert (found["question"], found["portability"], found["reversed"]) == (0, 1, 1)
+    assert found["exact"] == found["f1"] == 0
+    # an answer of the question's own that contradicts the right one; the record's old one is not asked about
+    against = replace(record, true=text, questions=(hop, back._replace(answers=("Oslo",), against=(text,)), asked))
+    found = score(model, tokenizer, against, "", [])
+    assert (found["portability"], found["reversed"]) == (1, 0)
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["chat", "no chat"])
-@pytest.mark.parametrize("suite", [TOLD, QAEDIT], ids=lambda s: s.name)
-def test_every_method_in_both_suites(
+@pytest.mark.parametrize("suite", [TOLD, PARAGRAPHS, QAEDIT], ids=lambda s: s.name)
+def test_every_method_in_every_suite(
     fresh: Any, tmp_path: Path, suite: Suite, template: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuroplastic.evaluation.replies.NEW_TOKENS", 8)
     workspace = fresh()
     workspace.tokenizer.chat_template = template
     workspace.model.config.max_position_embeddings = 1024
-    items = [FERRY, *OTHERS] if suite is TOLD else [REAL, {**REAL, "id": "b"}]
-    records, _ = read(tmp_path, suite, items)
+    items = {"told": [FERRY, *OTHERS], "paragraphs": [ONE, TWO], "qaedit": [REAL, {**REAL, "id": "b"}]}
+    records, _ = read(tmp_path, suite, items[suite.name])
     weights = workspace.weights_hash()
     evaluator = Evaluator(workspace.engine, suite)
     methods = {m: editing_method(m) for m in ("unedited", "prompt", "consolidate")}
@@ -141,7 +164,10 @@ def test_every_method_in_both_suites(
     for method in methods:
         figures = found["methods"][method]["figures"]
         assert ("chat" in figures) == (template is not None)
-        assert {"S", "worded", "question", "kept", "repeats", "asking"} <= figures.keys()
+        assert {"S", "question", "kept", "repeats", "asking"} <= figures.keys()
+        assert ("worded" in figures) == ("portability" not in figures) == (suite is not PARAGRAPHS)
+        of_claims = {f for f in OF_CLAIMS if f != "choice_old" or suite is PARAGRAPHS} if template else {"negated"}
+        assert figures.keys() & set(OF_CLAIMS) == (set() if suite is QAEDIT else of_claims)
     assert found["methods"]["unedited"]["figures"]["kept"] == (1, 1, 1)
     assert found["methods"]["prompt"]["figures"]["context_tokens"][0] > 0
     assert "seconds" in found["methods"]["consolidate"]["figures"]

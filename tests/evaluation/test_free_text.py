@@ -80,6 +80,8 @@ def test_what_is_written_about_a_record() -> None:
     texts = write(model, tokenizer, openings[:ESSAYS], 60, seed=3)
     entropies = [ngram_entropy(o + t) for o, t in zip(openings, texts, strict=False)]
     assert written(model, tokenizer, about, seed=3)["entropy"] == pytest.approx(sum(entropies) / ESSAYS)
+    alone = written(model, tokenizer, Record("0", "The Bridge is in", "y", "x", (), ()))
+    assert alone.keys() == {"es_gen", "entropy"}  # without paraphrases
 
 
 def test_a_continuation_keeps_its_first_space() -> None:

@@ -31,6 +31,20 @@ def test_means_and_intervals() -> None:
     assert summary([{"ES": 0.0, "PS": 1.0, "NS": 1.0}], PARTS)["S"] == (0.0, 0.0, 0.0)
 
 
+def test_the_share_of_a_run_is_the_ratio_of_the_means() -> None:
+    pairs = [(0.5, 1.0), (0.5, 0.25), (0.25, 0.0)] * 20
+    rows = [{"f1": own, "f1_read": read} for own, read in pairs]
+    found = summary(rows, ("f1",), shares={"f1_share": ("f1", "f1_read")})
+    mean, low, high = found["f1_share"]
+    assert mean == pytest.approx((0.5 + 0.5 + 0.25) / (1 + 0.25))  # the mean of the ratios would be (.5 + 2) / 2
+    assert 0.7 < low < mean < high < 1.6
+    assert list(found) == ["S", "f1", "f1_read", "f1_share"]
+    same = summary([{"f1": 0.2 * i, "f1_read": 0.4 * i} for i in range(4)], ("f1",), shares={"s": ("f1", "f1_read")})
+    assert same["s"] == pytest.approx((0.5, 0.5, 0.5))  # the two vary together; draws of zeros are left out
+    for lacking in ({"f1": 1.0}, {"f1": 1.0, "f1_read": 0.0}):
+        assert "s" not in summary([lacking] * 3, ("f1",), shares={"s": ("f1", "f1_read")})
+
+
 def test_the_interval_of_one_figure() -> None:
     mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0] * 25)
     half = 1.96 * (1.25 / 100) ** 0.5

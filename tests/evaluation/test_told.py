@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroplastic.evaluation.records import Question, Record, read_records
+from neuroplastic.evaluation.records import Claim, Question, Record, read_records
 from neuroplastic.evaluation.suite import Suite
 from neuroplastic.evaluation.told import TOLD
 from neuroplastic.files import write_json
 
-FERRY = {
+FERRY: dict[str, Any] = {
     "tell": "The Tarrow ferry costs 9 crowns. It is blue.",
     "answer": "9 crowns",
     "asks": ["The price of the Tarrow ferry is", "For the Tarrow ferry you pay"],
@@ -38,7 +38,14 @@ def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
         Question("worded", "text", "For the Tarrow ferry you pay"),
         Question("question", "question", "How much is the Tarrow ferry?"),
         Question("chat", "chat", "How much is the Tarrow ferry?"),
+        Question(
+            "reversed",
+            "chat",
+            'Who or what is missing in this sentence? "The ___ ferry costs 9 crowns. It is blue."',
+            ("Tarrow",),
+        ),
     )
+    assert ferry.claims == (Claim(FERRY["tell"], FERRY["question"], "9 crowns"),)
     assert oslo.unrelated[0] == Question("kept", "text", "Tarrow is by a")  # the next one
     # the one after the last is the first, which has no beginning of its own
     assert [q.text for q in bees.unrelated] == ["The Tarrow ferry costs", *2 * ["How much is the Tarrow ferry?"]]
@@ -49,5 +56,5 @@ def test_what_a_stated_fact_is_asked(tmp_path: Path) -> None:
         Question("kept", "chat", "What do bees like?"),
     )
     assert "own" not in {q.figure for q in oslo.questions}
-    assert ferry.statement == ferry.fact.statement == FERRY["tell"]
-    assert ferry.fact.subject is None or "9 crowns" not in ferry.fact.subject
+    assert ferry.statement == ferry.facts[0].statement == FERRY["tell"]
+    assert ferry.facts[0].subject is None or "9 crowns" not in ferry.facts[0].subject

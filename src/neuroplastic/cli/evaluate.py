@@ -40,10 +40,11 @@ def edits(
 
     Args:
         workspace: The workspace.
-        data: Records: a JSON file with a list, or a folder or Hugging Face id of a dataset (id:split).
+        data: Records: a JSON file with a list, a .jsonl file, or a folder or Hugging Face id of a dataset (id:split).
         suite: counterfact (records full or flat): ES, PS, NS, their harmonic mean S, magnitudes and accuracies. zsre:
-            accuracies of edit, paraphrase and locality. Both with portability. "told": facts as people state them;
-            qaedit: real questions. In these two the model writes by itself and is judged strictly.
+            accuracies of edit, paraphrase and locality. Both with portability. In the others the model writes by itself
+            and is judged strictly. "told": facts as people state them; paragraphs: facts that a paragraph tells, also
+            asked by multi-hop questions; passages: whole passages and their questions; qaedit: real questions.
         method: Methods, separated by commas: unedited, prompt (the statement before every prompt), retrieval (of
             the statements of all records, the best for a prompt before it), learned, consolidate, refine, token.
         limit: Largest number of records, the first ones of a shuffle with --seed.

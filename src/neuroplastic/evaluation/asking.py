@@ -1,6 +1,7 @@
 """Records asked as the strict suites ask them: the model writes by itself, and `strict.py` judges what it wrote.
 
-Each figure is a share of the questions that count for it, answered as `strict.judge` wants it; beside them
+Each figure is a share of the questions that count for it, answered as `strict.judge` wants it. Beside them stand those
+of `claims.py`, and, over the questions about the fact itself (those in ASIDE are left out),
 
     repeats       share of replies that say the answer more than twice in a sentence, or in more than two equal ones
     contradicted  share of replies that say the answer, and before it or after it something that contradicts it
@@ -17,15 +18,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..text.conversation import render
-from ..text.spaces import without_trailing_spaces
-from ..text.tokens import encode, start_token
-from .records import Context, Question, Record, before
+from ..text.scoring import Continuation
+from ..text.scoring import score as scores_of
+from ..text.spaces import continuing, without_trailing_spaces
+from ..text.tokens import encode, encode_after, start_token
+from .claims import NO, UNKNOWN, YES, choice, negated, yes_or_no_questions
+from .records import Claim, Context, Question, Record, before
 from .replies import replies
 from .strict import judge
 from .suite import Reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+ASIDE = frozenset(["portability", "reversed"])
+"""Figures of questions that have another answer than the fact's own."""
 
 
 def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
@@ -47,11 +55,12 @@ def score(
     prompts = [prompt(tokenizer, q, context) for q in (*own, *unrelated)]
     written = replies(model, tokenizer, prompts)
     written, others = written[: len(own)], written[len(own) :]
-    against = [record.true] if record.true else []
-    verdicts = [judge(r.text, [record.new, *record.aliases], against) for r in written]
     values: dict[str, list[float]] = defaultdict(list)
-    for question, verdict in zip(own, verdicts, strict=True):
+    for question, reply in zip(own, written, strict=True):
+        verdict = judge(reply.text, *_wanted(record, question))
         values[question.figure].append(verdict.found)
+        if question.figure in ASIDE:
+            continue
         if question.form == "question":
             values["exact"].append(verdict.exact)
             values["f1"].append(verdict.f1)
@@ -62,6 +71,9 @@ def score(
     values["kept"] = [r.tokens == old for r, old in zip(others, reference, strict=True)]
     bare = (len(prompt(tokenizer, q)) for q in (*own, *unrelated))
     values["context_tokens"] = [len(p) - n for p, n in zip(prompts, bare, strict=True)]
+    for figures in preferences(model, tokenizer, record.claims, context):
+        for name, value in figures.items():
+            values[name].append(value)
     return {name: sum(shares) / len(shares) for name, shares in values.items() if shares}
 
 
@@ -76,12 +88,60 @@ def asked_of(tokenizer: PreTrainedTokenizerBase, record: Record) -> tuple[list[Q
 
 def prompt(tokenizer: PreTrainedTokenizerBase, question: Question, context: Context = "") -> list[int]:
     """The tokens that the model continues; in chat, `context` stands in the user's turn."""
+    return [*_opening(tokenizer, question), *encode(tokenizer, _prompt_text(tokenizer, question, context))]
+
+
+def preferences(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, claims: Sequence[Claim], context: Context = ""
+) -> list[dict[str, float]]:
+    """`negated` of each claim, and the shares of `choice` if the model has a chat template; one batch for all."""
+    asked: list[Continuation] = []
+    for claim in claims:
+        for text in yes_or_no_questions(claim.statement):
+            asked += [_answered(tokenizer, Question("", "question", text), a, context, 1) for a in (YES, NO)]
+        if tokenizer.chat_template:
+            question = Question("", "chat", claim.question)
+            asked += [_answered(tokenizer, question, a, context) for a in (claim.answer, claim.old, UNKNOWN) if a]
+    means = iter([s.logprobs.mean().item() for s in scores_of(model, asked)] if asked else [])
+    found: list[dict[str, float]] = []
+    for claim in claims:
+        true, false = (next(means), next(means)), (next(means), next(means))
+        found.append({"negated": float(negated(true, false))})
+        if tokenizer.chat_template:
+            found[-1] |= choice(next(means), next(means) if claim.old else None, next(means))
+    return found
+
+
+def _wanted(record: Record, question: Question) -> tuple[list[str], list[str]]:
+    """The answers to a question, and those that contradict them."""
+    if question.answers:
+        return list(question.answers), [a for a in question.against if a]
+    return [record.new, *record.aliases], [record.true] if record.true else []
+
+
+def _answered(
+    tokenizer: PreTrainedTokenizerBase, question: Question, answer: str, context: Context, first: int | None = None
+) -> Continuation:
+    """An answer, or its `first` tokens, after a question. In chat nothing stands before it if a line break or a special
+    token opens the model's turn."""
+    text = _prompt_text(tokenizer, question, context)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    opened = text[-1:] == "\n" or encode(tokenizer, text)[-1] in special
+    read, wanted = encode_after(tokenizer, text, answer if opened else continuing(text, answer))
+    return Continuation([*_opening(tokenizer, question), *read], wanted[:first])
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[int]:
+    """The start token; a chat template writes its own."""
+    return [] if question.form == "chat" else [start_token(tokenizer)]
+
+
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, question: Question, context: Context) -> str:
     text = before(context, question.text) if context else ""
     match question.form:
         case "chat":
-            return encode(tokenizer, render(tokenizer, [{"role": "user", "content": text + question.text}]))
+            return render(tokenizer, [{"role": "user", "content": text + question.text}])
         case "question":
-            text += f"Question: {question.text}\nAnswer:"
+            return f"{text}Question: {question.text}\nAnswer:"
         case "text":
-            text += without_trailing_spaces(question.text)
-    return [start_token(tokenizer), *encode(tokenizer, text)]
+            return text + without_trailing_spaces(question.text)

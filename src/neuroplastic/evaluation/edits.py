@@ -86,7 +86,7 @@ def summarise(rows: Sequence[Row], suite: Suite, seed: int = 0) -> dict[str, Any
     methods: dict[str, Any] = {}
     for method in dict.fromkeys(r.method for r in rows):
         own = [r.figures for r in rows if r.method == method]
-        methods[method] = {"records": len(own), "figures": summary(own, suite.parts_of_s, seed)}
+        methods[method] = {"records": len(own), "figures": summary(own, suite.parts_of_s, seed, suite.shares)}
     near = methods["unedited"]["figures"].get(suite.parts_of_s[2], (None,))[0] if "unedited" in methods else None
     return {
         "suite": suite.name,

@@ -28,9 +28,9 @@ likeliest TOP_K (ROME)."""
 def written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, context: Context = "", seed: int = 0
 ) -> dict[str, float]:
-    """`es_gen` and `ps_gen`: share of greedy continuations of the edit's prompt and of the paraphrases that hold the
-    new answer. `entropy`: n-gram entropy of longer texts about the subject (bits), mean over texts; from the record's
-    openings, or from its own prompts if it has none."""
+    """`es_gen` and `ps_gen`: share of greedy continuations of the edit's prompt and of the paraphrases, if it has any,
+    that hold the new answer. `entropy`: n-gram entropy of longer texts about the subject (bits), mean over texts; from
+    the record's openings, or from its own prompts if it has none."""
     prefixed = record.after(context)
     prompts = (prefixed.prompt, *prefixed.paraphrases)
     own, *others = (float(holds(text, record.new)) for text in write(model, tokenizer, prompts, ANSWER_TOKENS))
@@ -39,11 +39,8 @@ def written(
     texts = write(model, tokenizer, openings, ESSAY_TOKENS, seed=seed)
     # as in ROME, a text counts with its opening; the context before that does not
     entropies = [ngram_entropy(o + t) for o, t in zip(bare, texts, strict=True)]
-    return {
-        "es_gen": own,
-        "ps_gen": sum(others) / len(others),
-        "entropy": sum(entropies) / len(entropies),
-    }
+    found = {"es_gen": own} | ({"ps_gen": sum(others) / len(others)} if others else {})
+    return found | {"entropy": sum(entropies) / len(entropies)}
 
 
 @torch.no_grad()

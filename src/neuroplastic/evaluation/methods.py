@@ -11,13 +11,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
+from ..console import note
 from ..editing.inject_options import InjectOptions, Method
 from ..errors import NPTError
+from ..text.tokens import encode_after
 from .records import Context, Record
 from .retrieval import Index
 
 if TYPE_CHECKING:
     from ..editing.engine import EditableModel
+    from ..editing.fact import Fact
 
 WITHOUT_EDIT = ("unedited", "prompt")
 """What methods are compared with: the model as it is, and with the statement before every prompt."""
@@ -94,15 +97,34 @@ def retrieved(statements: Sequence[str]) -> EditingMethod:
 
 
 def injected(options: InjectOptions) -> EditingMethod:
-    """An edit as `npt inject` makes it, after all others. It is given the statement, or the question and the
-    answer, and not the subject."""
+    """Edits as `npt inject` makes them, after all others. They are made from the statement, or from the question and
+    the answer, not from the subject; those of a passage from its sentences, all in one call, without the sentences
+    that are too long for the injector."""
 
     @contextmanager
     def inject(engine: EditableModel, record: Record) -> Iterator[Taught]:
         active = engine.ledger.active
-        (edit,) = engine.make([record.fact], options, [f"eval-{len(active) + 1}"])
+        facts = _short_enough(engine, options, record)
+        edits = engine.make(facts, options, [f"eval-{len(active) + n}" for n in range(1, len(facts) + 1)])
         last = max((e.sequence for e in active), default=0)
-        with engine.only((*active, replace(edit, sequence=last + 1))):
-            yield Taught(edit.report["seconds"])
+        with engine.only((*active, *(replace(e, sequence=last + n) for n, e in enumerate(edits, 1)))):
+            yield Taught(sum(e.report["seconds"] for e in edits))
 
     return inject
+
+
+def _short_enough(engine: EditableModel, options: InjectOptions, record: Record) -> list[Fact]:
+    """The facts of a record, of several only those that the method's injector can read; all, if it can read none, so
+    that the method says why. What is left out is noted."""
+    facts, injector = record.facts, engine.injector if options.asks_injector else None
+    if injector is None or len(facts) == 1:
+        return facts
+    longest = injector.config.max_length
+    lengths = (1 + sum(map(len, encode_after(engine.tokenizer, f.question, f.answer))) for f in facts)
+    short = [f for f, length in zip(facts, lengths, strict=True) if length <= longest]
+    if short and len(short) < len(facts):
+        note(
+            f"npt: record {record.id}: {len(facts) - len(short)} of its {len(facts)} sentences are longer than the "
+            f"{longest} tokens that the injector reads, and are not taught"
+        )
+    return short or facts

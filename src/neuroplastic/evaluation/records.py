@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 from ..editing.fact import Fact, asked, fact_of
 from ..errors import NPTError
 from ..extras import need_extra
-from ..files import read_text
+from ..files import lines_of, read_text
 from ..text.spaces import continuing, without_trailing_spaces
 from .strict import normalise
+from .teachable import facts_in
 
 Context = str | Callable[[str], str]
 """What stands before a prompt: a text, or one chosen for the prompt."""
@@ -29,6 +30,20 @@ class Question(NamedTuple):
     form: Form
     """continued as it is, between `Question:` and `Answer:`, or through the model's chat template"""
     text: str
+    answers: tuple[str, ...] = ()
+    """ways to write its answer; if there are none, the record's `new` and its aliases"""
+    against: tuple[str, ...] = ()
+    """answers that contradict its own `answers`"""
+
+
+class Claim(NamedTuple):
+    """A sentence that is taught, by itself or in a paragraph, and the question that it answers."""
+
+    statement: str
+    question: str
+    answer: str
+    old: str = ""
+    """the answer that held before, if the data has one"""
 
 
 def before(context: Context, prompt: str) -> str:
@@ -55,21 +70,27 @@ class Record:
     """beginnings of texts about the subject, to be continued freely"""
     sentence: str = ""
     """the fact as people state it, if the record has it: then it is all that a method is given"""
+    sentences: tuple[str, ...] = ()
+    """those of `sentence`, if it is a passage of several facts; each that can be taught is given to a method"""
     aliases: tuple[str, ...] = ()
     """other ways to write `new`"""
     questions: tuple[Question, ...] = ()
     """what the model is asked where it answers by writing"""
     unrelated: tuple[Question, ...] = ()
     """of the same forms, about something else: their answers should stay what they are"""
+    claims: tuple[Claim, ...] = ()
+    """what the record teaches, sentence by sentence, to be judged true or false"""
 
     @property
     def statement(self) -> str:
         return self.sentence or self._joined
 
     @property
-    def fact(self) -> Fact:
-        """What a method is given. Raises NPTError if it cannot be taught."""
-        return fact_of(self.sentence) if self.sentence else asked(self.prompt, self.new)
+    def facts(self) -> list[Fact]:
+        """What a method is given: one fact, or those of a passage. Raises NPTError if one cannot be taught."""
+        if self.sentences:
+            return list(facts_in(self.sentences))
+        return [fact_of(self.sentence) if self.sentence else asked(self.prompt, self.new)]
 
     @property
     def _joined(self) -> str:
@@ -97,14 +118,16 @@ class Record:
         pairs = (*self.neighbours, *self.portability)
         texts = [self.new, *self.aliases, *self.paraphrases, *self.openings, *(t for p in pairs for t in p)]
         if self.questions:
-            texts += [self.statement, *(q.text for q in (*self.questions, *self.unrelated))]
+            every = (*self.questions, *self.unrelated)
+            texts += [self.statement, *(t for q in every for t in (q.text, *q.answers, *q.against))]
         else:
             texts += [self.prompt, self.true]
         complete = bool(self.questions or (self.paraphrases and self.neighbours))
         if not (complete and all(isinstance(t, str) and t.strip() for t in texts)):
             raise ValueError("a prompt or an answer is missing, empty or no text")
-        if self.questions and not normalise(self.new):
-            raise ValueError(f"the answer {self.new!r} has no word that could be found")
+        for answers in ((self.new,), *(q.answers for q in self.questions if q.answers)) if self.questions else ():
+            if not any(map(normalise, answers)):
+                raise ValueError(f"the answer {answers[0]!r} has no word that could be found")
         if not isinstance(self.true, str):
             raise ValueError("the old answer is no text")
         if not isinstance(self.subject, str | None):
@@ -123,6 +146,22 @@ def first_text(answer: Any) -> str:
 def is_know_edit(item: dict[str, Any]) -> bool:
     """Whether a record is laid out as in KnowEdit (Zhang et al. 2401.01286), which EasyEdit reads."""
     return isinstance(item.get("locality"), dict) or ("labels" in item and "concept" in item)
+
+
+def text_of(item: dict[str, Any], name: str) -> str:
+    """The text that an entry has under a name. Raises KeyError if it has none, and ValueError if that is empty."""
+    value = item[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name!r} is empty or no text")
+    return value
+
+
+def list_of(item: dict[str, Any], name: str) -> list[Any]:
+    """The list that an entry has under a name. Raises as `text_of` does."""
+    value = item[name]
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name!r} is empty or no list")
+    return value
 
 
 def know_edit(item: dict[str, Any], name: str) -> Record:
@@ -164,10 +203,10 @@ def read_records(
 ) -> tuple[list[Record], dict[str, str]]:
     """The records of `source`, and, by id, what is wrong with those that are malformed.
 
-    `source` is a JSON file with a list, or else a folder or a Hugging Face id that the `datasets` library reads,
-    followed by `:SPLIT` if there are several splits. `parse` makes a record of an entry and of the id that it has if
-    it names none; `link` gives records what they take from others. Raises NPTError if the source cannot be read, or if
-    all that it holds is malformed.
+    `source` is a JSON file with a list, a .jsonl file with an object in each line, or else a folder or a Hugging Face
+    id that the `datasets` library reads, followed by `:SPLIT` if there are several splits. `parse` makes a record of an
+    entry and of the id that it has if it names none; `link` gives records what they take from others. Raises NPTError
+    if the source cannot be read, or if all that it holds is malformed.
     """
     records: list[Record] = []
     malformed, known = {}, set()
@@ -195,6 +234,8 @@ def read_records(
 
 def _entries(source: str | Path) -> list[Any]:
     path = Path(source)
+    if path.is_file() and path.suffix == ".jsonl":
+        return [_entry(line, path, number) for number, line in enumerate(lines_of(read_text(path)), 1) if line.strip()]
     if path.is_file():
         try:
             data = json.loads(read_text(path))
@@ -206,6 +247,13 @@ def _entries(source: str | Path) -> list[Any]:
     if path.suffix in (".json", ".jsonl"):
         raise NPTError(f"there is no file {str(path)!r}")
     return _dataset(str(source))
+
+
+def _entry(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as e:
+        raise NPTError(f"{path}, line {number} is not JSON: {e}") from None
 
 
 def _dataset(source: str) -> list[Any]:

@@ -60,7 +60,7 @@ def run_suite(
         found = summarise(rows, suite, seed)
     found |= {"malformed": dict(malformed or {}), "missing": sorted(evaluator.missing)}
     if report is not None:
-        more = heat_section(evaluator, records[0].statement)
+        more = heat_section(evaluator, next(iter(records[0].sentences), records[0].statement))
         if rows:
             more.append(record_section(records, rows, suite.parts_of_s))
         write_report(report, found, settings, more)

@@ -77,7 +77,8 @@ def in_a_row(
             seconds.append(taught.seconds)
             if number in missing:
                 rows = [evaluator.ask(r, taught.context) for r in asked[number]]
-                figures = summary(rows, evaluator.suite.parts_of_s, evaluator.seed)
+                suite = evaluator.suite
+                figures = summary(rows, suite.parts_of_s, evaluator.seed, suite.shares)
                 figures |= {"seconds": mean_interval(seconds, evaluator.seed)}
                 steps[number] = Step(method, number, len(rows), figures, *ordinary.drift())
                 if store is not None:

@@ -11,7 +11,7 @@ from .records import Context, Record
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SuiteName = Literal["counterfact", "zsre", "told", "qaedit"]
+SuiteName = Literal["counterfact", "zsre", "told", "paragraphs", "passages", "qaedit"]
 Reference = list[list[int]]
 """What the unedited model answers to each neighbour, in tokens; empty if a suite does not compare with it."""
 
@@ -38,3 +38,11 @@ class Suite:
     """gives each record of a file what it takes from the others"""
     converses: bool = False
     """whether some of its questions need a chat template"""
+    against_reader: tuple[str, ...] = ()
+    """figures that are also given as shares of the reader's: of the unedited model with the statement in its prompt. A
+    row has the reader's own as NAME_read"""
+
+    @property
+    def shares(self) -> dict[str, tuple[str, str]]:
+        """By name, figures that are the ratio of the means of two others."""
+        return {f"{name}_share": (name, f"{name}_read") for name in self.against_reader}

@@ -17,15 +17,29 @@ def harmonic(*shares: float) -> float:
     return len(shares) / sum(1 / s for s in shares) if min(shares) > 0 else 0.0
 
 
-def summary(rows: Sequence[Mapping[str, float]], parts_of_s: Sequence[str], seed: int = 0) -> dict[str, Interval]:
+def summary(
+    rows: Sequence[Mapping[str, float]],
+    parts_of_s: Sequence[str],
+    seed: int = 0,
+    shares: Mapping[str, tuple[str, str]] | None = None,
+) -> dict[str, Interval]:
     """Mean and interval of S, the harmonic mean of the means of `parts_of_s` (of those that are there), and of every
-    figure in `rows`, which has one mapping per record. A figure that some records lack is averaged over the others."""
+    figure in `rows`, which has one mapping per record. A figure that some records lack is averaged over the others.
+
+    `shares` names further figures, each the ratio of the means of two others, with the interval of that ratio. One is
+    absent if a figure is, or if the second mean is 0; draws in which it is 0 are left out.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = _table([[row.get(n, torch.nan) for n in names] for row in rows])
     drawn = bootstrap(table, seed)
     parts = [names.index(p) for p in parts_of_s if p in names]
     found = {"S": _interval(_harmonic(drawn[:, parts]))}
-    return found | {n: _interval(column) for n, column in zip(names, drawn.T, strict=True)}
+    found |= {n: _interval(column) for n, column in zip(names, drawn.T, strict=True)}
+    for name, (part, whole) in (shares or {}).items():
+        if part in found and whole in found and found[whole][0] > 0:
+            over = drawn[:, names.index(whole)]
+            found[name] = _interval(torch.where(over > 0, drawn[:, names.index(part)] / over, torch.nan))
+    return found
 
 
 def bootstrap(table: Tensor, seed: int = 0, draws: int = DRAWS) -> Tensor:
