@@ -111,9 +111,33 @@ def test_a_strict_suite_is_reported_and_resumes(run: Any, tmp_path: Path, monkey
     assert (report / "rows.jsonl").read_text().splitlines(keepends=True)[:-1] == rows[:-1]
     status, out, _ = run(told, "--suite", "told")
     assert status == 0
-    assert {"worded", "question", "kept", "repeats"} <= set(out.replace("│", " ").replace("┃", " ").split())
+    assert {"worded", "question", "kept", "repeats", "negated"} <= set(out.replace("│", " ").replace("┃", " ").split())
     status, found, _ = run(told, "--suite", "told", "--method", "token", "--sequential", "2", "--json")
     assert (status, [s["edits"] for s in found["steps"]]) == (0, [1, 2])
+
+
+def test_texts_of_several_sentences_are_reported(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuroplastic.evaluation.replies.NEW_TOKENS", 6)
+    paragraphs = [
+        {"facts": [{"statement": s, "paragraph": f"{s} It is so.", "question": "What is it?", "answer": a}]}
+        for s, a in (("The fox is lazy.", "lazy"), ("Sushi came from Italy.", "Italy"))
+    ]
+    report = tmp_path / "report"
+    options = ("--suite", "paragraphs", "--method", "unedited,retrieval,consolidate", "--report", str(report), "--json")
+    status, found, err = run([*paragraphs, {"facts": [{}]}], *options)
+    assert status == 0
+    assert "record 2 is left out: no 'statement'" in err
+    figures = found["methods"]["consolidate"]["figures"]
+    assert {"question", "negated", "kept", "seconds"} <= figures.keys()
+    first = found["records"][0]  # the heat map is of one sentence
+    caption = f"at each token of: {paragraphs[int(first)]['facts'][0]['statement']}"
+    text = Page((report / "report.html").read_text()).text
+    assert caption in text
+    assert f"{caption} It is so." not in text
+    passages = [{"title": "a", "passage": "The fox is lazy.", "questions": [{"question": "How?", "answer": "lazy"}]}]
+    status, out, err = run(passages, "--suite", "passages")
+    assert (status, out) == (2, "")
+    assert "asks in chat alone, and the model has no chat template" in err
 
 
 @pytest.mark.parametrize("options", [(), ("--sequential", "3", "--method", "token")], ids=["alone", "in a row"])

@@ -223,18 +223,21 @@ def tasks(console: Terminal, r: dict[str, Any]) -> None:
 
 WRITTEN = ("es_gen", "ps_gen", "entropy")
 COSTS = {"asking": "asking, s", "seconds": "edit, s", "perplexity": "perplexity", "kl": "KL", "peak": "peak, MB"}
+WIDEST, BETWEEN = 64, 3
+"""Characters that the names of figures, with those between two columns, may take in one table: with the method's name
+they fit into a terminal of 80."""
 
 
 def evaluation(console: Terminal, r: dict[str, Any], main: Sequence[str], more: Sequence[str]) -> None:
     """Records asked one by one (`methods`) or edits in a row (`steps`): a table of the figures named in `main`, with
-    their intervals, one of those in `more` and one of what it costs."""
+    their intervals, one or several of those in `more` and one of what it costs."""
     from ..evaluation.report import entries
 
     if r.get("ceiling") is not None:
         console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}")
     listed, in_a_row = list(entries(r)), "steps" in r
     present = {name for _, _, figures in listed for name in figures}
-    for names in (main, (*more, *WRITTEN), COSTS):
+    for names in (main, *_side_by_side([n for n in (*more, *WRITTEN) if n in present]), COSTS):
         shown = [n for n in names if n in present]
         table = Table("method", *(["edits"] if in_a_row else []), *(COSTS.get(n, n) for n in shown))
         for method, edits, figures in listed:
@@ -246,6 +249,16 @@ def evaluation(console: Terminal, r: dict[str, Any], main: Sequence[str], more: 
             console.print(f"{s['method']}: of {s['edits']} edits a sample of {s['asked']} was asked")
     for reason in r["missing"]:
         console.print(reason)
+
+
+def _side_by_side(names: Sequence[str]) -> list[list[str]]:
+    """The names of figures, table by table, as many in each as fit."""
+    tables: list[list[str]] = [[]]
+    for name in names:
+        if tables[-1] and sum(len(n) + BETWEEN for n in (*tables[-1], name)) > WIDEST:
+            tables.append([])
+        tables[-1].append(name)
+    return tables
 
 
 def _cell(name: str, figure: Sequence[float], with_interval: bool) -> str:
