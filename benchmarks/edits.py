@@ -18,24 +18,21 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.table import Table
 
 import neuroplastic as npt
-from baselines import BASELINES, BATCHES
 from baselines.data import records_file
 from neuroplastic.console import Terminal, note, progress
 from neuroplastic.editing.engine import EditableModel
-from neuroplastic.editing.fact import asked
 from neuroplastic.editing.inject_options import InjectOptions, Method
+from neuroplastic.evaluation.baselines import BASELINES, BATCHES
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.evaluator import Evaluator
-from neuroplastic.evaluation.methods import WITHOUT_EDIT, EditingMethod, Taught, editing_method
+from neuroplastic.evaluation.methods import WITHOUT_EDIT, BatchMethod, EditingMethod, all_injected, editing_method
 from neuroplastic.evaluation.ordinary import OrdinaryText
 from neuroplastic.evaluation.plots import need_matplotlib
 from neuroplastic.evaluation.records import Record, before, choose, read_records
@@ -45,8 +42,6 @@ from neuroplastic.evaluation.sequential import Step, in_a_row, summarise_steps
 from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import mean_interval, summary
 from neuroplastic.text.tokens import encode
-
-Batch = Callable[[EditableModel, Sequence[Record]], AbstractContextManager[Taught]]
 
 
 def main() -> None:
@@ -99,7 +94,8 @@ def chosen(engine: EditableModel, record: Record, named: str) -> tuple[dict[str,
 
     Nothing is left out of those that are named. Raises NPTError for one that does not exist.
     """
-    every = {**{m: editing_method(m) for m in (*WITHOUT_EDIT, *get_args(Method))}, **BASELINES}
+    every: dict[str, EditingMethod] = {m: editing_method(m) for m in (*WITHOUT_EDIT, *get_args(Method))}
+    every.update(BASELINES)
     names = [m.strip() for m in named.split(",") if m.strip()]
     if wrong := [m for m in names if m not in every]:
         raise npt.NPTError(f"there is no method {wrong[0]!r}; there are {', '.join(every)}")
@@ -138,7 +134,7 @@ def together(
     store: ResultStore[Step] | None,
 ) -> list[Step]:
     """Each method that changes weights: sequential edits of all records, and then a batch edit if it has one."""
-    batches = {"consolidate": consolidate_all, **BATCHES}
+    batches: dict[str, BatchMethod] = {"consolidate": all_injected(InjectOptions("consolidate")), **BATCHES}
     steps: list[Step] = []
     for name, teach in methods.items():
         if name not in WITHOUT_EDIT:
@@ -149,20 +145,8 @@ def together(
     return steps
 
 
-@contextmanager
-def consolidate_all(engine: EditableModel, records: Sequence[Record]) -> Iterator[Taught]:
-    """The joint solution of `consolidate` as a batch edit."""
-    active = engine.ledger.active
-    last = max((e.sequence for e in active), default=0)
-    facts = [asked(r.prompt, r.new) for r in records]
-    edits = engine.make(facts, InjectOptions("consolidate"), [f"batch-{i}" for i in range(len(facts))])
-    placed = [replace(e, sequence=last + i) for i, e in enumerate(edits, 1)]
-    with engine.only((*active, *placed)):
-        yield Taught(edits[0].report["seconds"])
-
-
 def in_one(
-    evaluator: Evaluator, records: Sequence[Record], name: str, teach: Batch, store: ResultStore[Step] | None
+    evaluator: Evaluator, records: Sequence[Record], name: str, teach: BatchMethod, store: ResultStore[Step] | None
 ) -> Step:
     """All records taught by one call, and then all asked."""
     for known in store.done if store is not None else ():

@@ -29,7 +29,6 @@ from rich.table import Table
 from torch import Tensor
 
 import neuroplastic as npt
-from baselines import BASELINES
 from baselines.data import records_file
 from neuroplastic.console import Terminal, progress
 from neuroplastic.editing.edit import Edit
@@ -125,7 +124,7 @@ def alone(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Each record taught alone, and asked; the first of them also in free writing."""
-    suite, compared = SUITES[name], {m: BASELINES[m] if m in BASELINES else editing_method(m) for m in methods}
+    suite, compared = SUITES[name], {m: editing_method(m) for m in methods}
     compared["learned"] = injected(npt.InjectOptions("learned", quick=options.quick))
     settings = {
         "suite": name,

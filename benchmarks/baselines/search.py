@@ -1,6 +1,6 @@
 """The search for the baselines' settings, on records that the comparison does not report.
 
-make search-edits METHOD=ft_l|lora|rome|memit
+make search-edits METHOD=ft|lora|rome|memit
     or, in benchmarks/: python -m baselines.search METHOD [--data FILE] [--records 8] [--report DIR] [--json]
 
 smollm2-135m in float32; CounterFact records number 100 to 107 of a shuffle with seed 0, of which the first hundred are
@@ -24,6 +24,14 @@ from typing import Any
 
 import neuroplastic as npt
 from neuroplastic.console import progress
+from neuroplastic.evaluation.baselines.ft import Settings as Ft
+from neuroplastic.evaluation.baselines.ft import ft
+from neuroplastic.evaluation.baselines.lora import Settings as Lora
+from neuroplastic.evaluation.baselines.lora import lora
+from neuroplastic.evaluation.baselines.memit import Settings as Memit
+from neuroplastic.evaluation.baselines.memit import memit
+from neuroplastic.evaluation.baselines.rome import Settings as Rome
+from neuroplastic.evaluation.baselines.rome import rome
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.methods import EditingMethod
@@ -32,23 +40,15 @@ from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.suites import SUITES
 
 from .data import records_file
-from .ft_l import Settings as FtL
-from .ft_l import ft_l
-from .lora import Settings as Lora
-from .lora import lora
-from .memit import Settings as Memit
-from .memit import memit
-from .rome import Settings as Rome
-from .rome import rome
 
 REPORTED, SEED = 100, 0
 """Largest number of records that docs/comparison.md reports on, the first ones of the shuffle with this seed."""
 
 Grid = Mapping[str, tuple[Any, ...]]
 SEARCHED: dict[str, tuple[Callable[[Any], EditingMethod], Any, tuple[Grid, ...]]] = {
-    "ft_l": (
-        ft_l,
-        FtL(layer="4", rate=5e-4, bound=5e-4),
+    "ft": (
+        ft,
+        Ft(layer="4", rate=5e-4, bound=5e-4),
         ({"bound": (5e-4, 2e-3, 8e-3)}, {"rate": (5e-4, 2e-3)}, {"layer": ("0", "4", "12")}),
     ),
     "lora": (

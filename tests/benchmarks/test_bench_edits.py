@@ -12,11 +12,11 @@ import pytest
 import edits
 import neuroplastic as npt
 from baselines import search
-from baselines.memit import Settings, memit, teach_all
-from baselines.rome import Settings as RomeSettings
-from baselines.rome import rome
-from baselines.values import ValueSearch
 from neuroplastic.editing.inject_options import Method
+from neuroplastic.evaluation.baselines.memit import Settings, memit, teach_all
+from neuroplastic.evaluation.baselines.rome import Settings as RomeSettings
+from neuroplastic.evaluation.baselines.rome import rome
+from neuroplastic.evaluation.baselines.values import ValueSearch
 from neuroplastic.evaluation.edits import Row
 from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.records import Record

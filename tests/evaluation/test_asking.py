@@ -102,7 +102,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, max_position_embeddings=512)
     (record, *_), _ = read(tmp_path, TOLD, [FERRY, *OTHERS])
-    before = reference(model, tokenizer, record)
+    (before,) = reference(model, tokenizer, [record])
     assert len(before) == 2
     plain = score(model, tokenizer, record, "", before)
     assert plain["kept"] == 1
@@ -119,7 +119,7 @@ def test_the_score_of_a_record(tmp_path: Path) -> None:
     prefixed = score(model, tokenizer, record, "Fact: a fox.\n", before)
     assert prefixed["context_tokens"] == len(encode(tokenizer, "Fact: a fox.\n"))
     tokenizer.chat_template = None
-    without = score(model, tokenizer, record, "", reference(model, tokenizer, record))
+    without = score(model, tokenizer, record, "", *reference(model, tokenizer, [record]))
     assert plain.keys() - without.keys() == {"chat", "chat_f1", "reversed", "choice_new", "choice_unknown"}
 
 

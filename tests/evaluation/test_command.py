@@ -12,6 +12,8 @@ from test_edits import RECORDS
 
 import neuroplastic as npt
 from neuroplastic.cli import main
+from neuroplastic.evaluation.baselines import BASELINES
+from neuroplastic.evaluation.baselines.rome import Settings, rome
 
 FLAT: list[dict[str, Any]] = [
     {
@@ -140,6 +142,30 @@ def test_texts_of_several_sentences_are_reported(run: Any, tmp_path: Path, monke
     assert "asks in chat alone, and the model has no chat template" in err
 
 
+def test_groups_baselines_and_a_text_of_ones_own(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASELINES, "rome", rome(Settings(layer="0")))  # the model has two layers
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
+    report = tmp_path / "report"
+    marked = [{**FLAT[0], "subject": "Bridge"}, {**FLAT[1], "subject": "fox"}, FLAT[2]]
+    marked[2] = {**FLAT[2], "prompt": "it is from"}  # no name, so no subject for ROME
+    options = ("--method", "unedited,prompt,consolidate,ft,lora,rome", "--text", str(tmp_path / "text.txt"))
+    status, found, _ = run(marked, *options, "--together", "2", "--json", "--report", str(report))
+    assert (status, found["together"]) == (0, 2)
+    for method in ("consolidate", "ft", "lora"):
+        figures = found["methods"][method]["figures"]
+        assert {"seconds", "per_question", "context_tokens", "kl", "kl_text"} <= figures.keys()
+        assert found["methods"][method]["refused"] == {}
+    assert "no name stands in 'it is from'" in found["methods"]["rome"]["refused"]["c"]
+    page = Page((report / "report.html").read_text()).text
+    assert "2 records at a time were taught" in page
+    assert "Records that a method could not teach" in page
+    assert "no name stands in 'it is from'" in page
+    status, out, _ = run(marked, *options, "--limit", "3")
+    assert status == 0
+    assert "rome could not teach" in out
+    assert "given" in out  # the head of a column, which the width of the terminal may part
+
+
 @pytest.mark.parametrize("options", [(), ("--sequential", "3", "--method", "token")], ids=["alone", "in a row"])
 def test_a_report_is_one_page_and_a_run_resumes(run: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
     report = tmp_path / "report"
@@ -172,6 +198,10 @@ def test_bad_input_is_answered(run: Any, tmp_path: Path) -> None:
         (FLAT, ["--method", "magic"], "method must be one of unedited, prompt, retrieval, learned, consolidate"),
         (FLAT, ["--method", ","], "there is no method to evaluate"),
         (FLAT, ["--limit", "0"], "limit must be at least 1"),
+        (FLAT, ["--together", "0"], "together must be at least 1"),
+        (FLAT, ["--together", "2", "--sequential", "2"], "give either sequential or together"),
+        (FLAT, ["--text", str(tmp_path / "none.txt")], "none.txt"),
+        (FLAT, ["--method", "learned"], "'learned' can teach nothing: there is no injector for this model"),
         (FLAT, ["--sequential", "0"], "limit must be at least 1"),
         (FLAT, ["--seed", "1", "--report", report], "holds the report of another run"),
         (FLAT, ["--sequential", "2", "--report", report], "holds the report of another run"),

@@ -14,11 +14,12 @@ import pytest
 import neuroplastic as npt
 from neuroplastic.evaluation.asking import prompt
 from neuroplastic.evaluation.edits import evaluate, summarise
-from neuroplastic.evaluation.evaluator import Evaluator
+from neuroplastic.evaluation.evaluator import Evaluator, Remembered
 from neuroplastic.evaluation.methods import as_context, editing_method
 from neuroplastic.evaluation.passages import PASSAGES
 from neuroplastic.evaluation.records import Question, Record, read_records
 from neuroplastic.evaluation.replies import replies
+from neuroplastic.evaluation.result_store import ResultStore
 from neuroplastic.evaluation.strict import normalise
 from serving import CHAT_TEMPLATE
 
@@ -145,6 +146,39 @@ def test_the_prompt_is_the_reader(asked_shortly: Any, tmp_path: Path) -> None:
     assert row.figures["f1"] == row.figures["f1_read"]
     assert row.figures["contains"] == row.figures["contains_read"]
     assert row.figures["context_tokens"] > 0
+
+
+def test_the_reader_is_asked_once_for_all_runs_of_a_report(asked_shortly: Any, tmp_path: Path) -> None:
+    records, _ = read(tmp_path, [PARK, BRIDGE])
+
+    def evaluator() -> Evaluator:
+        made = Evaluator(asked_shortly.engine, PASSAGES)
+        made.keep_in(ResultStore(tmp_path / "R", {}, Remembered, "reference.jsonl"))
+        return made
+
+    before = evaluate(evaluator(), records, {"unedited": editing_method("unedited")})
+    asked_shortly.model.eval()
+    with editing_method("consolidate")(asked_shortly.engine, records[0]):  # another model now
+        again = evaluator()
+        again.remember(records)
+        for record, row in zip(records, before, strict=True):
+            found = again.ask(record)
+            for name in ("contains_read", "f1_read"):
+                assert found[name] == row.figures[name]
+
+
+def test_a_passage_that_no_reader_has_room_for_has_no_share(asked_shortly: Any, tmp_path: Path) -> None:
+    long = {**BRIDGE, "passage": "The bridge is in Madrid. " * 300}
+    (park, bridge), _ = read(tmp_path, [PARK, long])
+    evaluator = Evaluator(asked_shortly.engine, PASSAGES)
+    park, bridge = (replace(r, unrelated=()) for r in (park, bridge))
+    methods = {m: editing_method(m) for m in ("unedited", "prompt")}
+    rows = {(r.method, r.record): r for r in evaluate(evaluator, [park, bridge], methods)}
+    assert "f1_read" in rows["unedited", park.id].figures
+    assert "f1_read" not in rows["unedited", bridge.id].figures
+    assert "beside the questions there is room for" in rows["prompt", bridge.id].refused
+    (why,) = evaluator.missing
+    assert why.startswith(f"no share of the reader's for {bridge.id}: ")
 
 
 def test_a_model_that_does_not_chat_is_refused(workspace: npt.Workspace, tmp_path: Path) -> None:

@@ -7,10 +7,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from conftest import make_tokenizer
-from families import tiny
+from families import FAMILIES, tiny
 from neuroplastic.errors import NPTError
-from neuroplastic.evaluation.replies import LARGEST_BATCH, NEW_TOKENS, Reply, replies, turn_ends
-from neuroplastic.text.tokens import encode, start_token
+from neuroplastic.evaluation.replies import (
+    LARGEST_GROUP,
+    NEW_TOKENS,
+    Group,
+    Reply,
+    replies,
+    replies_to_groups,
+    turn_ends,
+)
+from neuroplastic.text.generation import generate
+from neuroplastic.text.tokens import batch, encode, start_token
 from serving import CHAT_TEMPLATE
 
 PROMPTS = ["The Golden Gate Bridge is located in", "Sushi", "The quick brown fox", "Pizza\n", "watching it", "is"]
@@ -63,10 +72,47 @@ def test_a_line_ends_a_reply() -> None:
     assert all("\n" not in r.text for r in found)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_are_those_of_generate(family: str) -> None:
+    tokenizer = make_tokenizer()
+    model = tiny(family, vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1)
+    rows = [[start_token(tokenizer), *encode(tokenizer, p)] for p in PROMPTS]
+    free = [r.tokens for r in replies(model, tokenizer, rows)]
+    # tokens that some rows write end a turn, so that rows finish at different times and leave the batch
+    ends = sorted({0, *(tokens[n] for n, tokens in zip((2, 9, 20), free, strict=False) if len(tokens) > n)})
+    model.generation_config.eos_token_id = ends
+    ids, mask = batch(rows, 0, model.device, left=True)
+    out = generate(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=0)
+    wanted = []
+    for row in out[:, ids.shape[1] :].tolist():
+        row = row[: next((i for i, t in enumerate(row) if t in ends), len(row))]
+        texts = [tokenizer.decode(row[: i + 1]).lstrip() for i in range(len(row))]
+        wanted.append(row[: next((i + 1 for i, t in enumerate(texts) if "\n" in t), len(row))])
+    found = [r.tokens for r in replies(model, tokenizer, rows)]
+    assert found == wanted
+    assert len({len(tokens) for tokens in found}) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_group_gets_the_same_tokens_in_whatever_company(dtype: torch.dtype) -> None:
+    """A batch of all groups that are alike gives what each of them gets alone, though some finish early."""
+    tokenizer = make_tokenizer()
+    model = tiny("llama", dtype, vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1)
+    rows = [[start_token(tokenizer), *encode(tokenizer, p)] for p in PROMPTS]
+    model.generation_config.eos_token_id = [0, replies(model, tokenizer, rows)[0].tokens[3]]
+    groups = [rows[:1], rows[1:4], [], rows * 7, rows[4:], rows[:5], [[*rows[0], *rows[0]]]]
+    alone = [replies(model, tokenizer, g) for g in groups]
+    assert replies_to_groups(model, tokenizer, [Group(g, len(g)) for g in groups]) == alone
+    assert replies_to_groups(model, tokenizer, []) == []
+    some = replies_to_groups(model, tokenizer, [Group(g, len(g) // 2) for g in groups])
+    assert some == [written[len(written) - len(written) // 2 :] for written in alone]
+    assert len(some[3]) > LARGEST_GROUP  # this group is cut
+
+
 def test_more_prompts_than_a_batch_holds_and_none() -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1)
-    rows = [[0, *encode(tokenizer, "fox" * (1 + i % 3))] for i in range(LARGEST_BATCH + 3)]
+    rows = [[0, *encode(tokenizer, "fox" * (1 + i % 3))] for i in range(LARGEST_GROUP + 3)]
     found = replies(model, tokenizer, rows)
     assert found == found[:3] * (len(found) // 3) + found[: len(found) % 3]
     assert replies(model, tokenizer, []) == []

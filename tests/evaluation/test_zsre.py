@@ -30,7 +30,7 @@ def test_what_is_unchanged() -> None:
 def test_the_score_of_a_record(told: str) -> None:
     tokenizer = make_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
-    before = reference(model, tokenizer, RECORD)
+    (before,) = reference(model, tokenizer, [RECORD])
     assert before == ask(model, tokenizer, RECORD.neighbours).likeliest
     plain = score(model, tokenizer, RECORD, "", before)
     assert plain["locality"] == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -222,9 +222,22 @@ def tasks(console: Terminal, r: dict[str, Any]) -> None:
 
 
 WRITTEN = ("es_gen", "ps_gen", "entropy")
-COSTS = {"asking": "asking, s", "seconds": "edit, s", "perplexity": "perplexity", "kl": "KL", "peak": "peak, MB"}
+COSTS = {
+    "seconds": "teaching, s",
+    "asking": "asking, s",
+    "per_question": "a question, s",
+    "context_tokens": "context tokens",
+    "perplexity": "perplexity",
+    "kl": "KL",
+    "perplexity_text": "perplexity, given text",
+    "kl_text": "KL, given text",
+    "peak": "peak, MB",
+}
+
+UNSHOWN = ("asking", "peak")
+"""Costs that a comparison leaves out."""
 WIDEST, BETWEEN = 64, 3
-"""Characters that the names of figures, with those between two columns, may take in one table: with the method's name
+"""Characters that the heads of columns, with what is between two of them, may take in one table: with the method's name
 they fit into a terminal of 80."""
 
 
@@ -237,34 +250,74 @@ def evaluation(console: Terminal, r: dict[str, Any], main: Sequence[str], more: 
         console.print(f"{len(r['records'])} records; ceiling of S {r['ceiling']:.3f}")
     listed, in_a_row = list(entries(r)), "steps" in r
     present = {name for _, _, figures in listed for name in figures}
-    for names in (main, *_side_by_side([n for n in (*more, *WRITTEN) if n in present]), COSTS):
-        shown = [n for n in names if n in present]
+    more = [n for n in (*more, *WRITTEN) if n in present]
+    costs = [n for n in COSTS if n in present and n not in more]
+    for shown in ([n for n in main if n in present], *_side_by_side(more), *_side_by_side(costs)):
         table = Table("method", *(["edits"] if in_a_row else []), *(COSTS.get(n, n) for n in shown))
         for method, edits, figures in listed:
-            cells = [_cell(n, figures[n], names is main) if n in figures else "" for n in shown]
+            cells = [_cell(n, figures[n], n in main) if n in figures else "" for n in shown]
             table.add_row(method, *([str(edits)] if in_a_row else []), *cells)
         console.print(table)
     for s in r.get("steps", []):
-        if s["asked"] < s["edits"]:
+        if s["asked"] < s["edits"] and not s["first"]:
             console.print(f"{s['method']}: of {s['edits']} edits a sample of {s['asked']} was asked")
+    refusals(console, r)
     for reason in r["missing"]:
         console.print(reason)
 
 
 def _side_by_side(names: Sequence[str]) -> list[list[str]]:
-    """The names of figures, table by table, as many in each as fit."""
-    tables: list[list[str]] = [[]]
+    """The names of figures, table by table, as many in each as fit. There is none without a name."""
+    tables: list[list[str]] = [[]] if names else []
     for name in names:
-        if tables[-1] and sum(len(n) + BETWEEN for n in (*tables[-1], name)) > WIDEST:
+        if tables[-1] and sum(len(COSTS.get(n, n)) + BETWEEN for n in (*tables[-1], name)) > WIDEST:
             tables.append([])
         tables[-1].append(name)
     return tables
+
+
+def comparisons(console: Terminal, r: dict[str, Any]) -> None:
+    """A table per suite: the parts of S, S with its interval, shares of a reader's figures, and what each method
+    costs."""
+    for name, own in r["suites"].items():
+        present = {n for m in own["methods"].values() for n in m["figures"]}
+        parts = [n for n in own["parts_of_s"] if n in present]
+        more = [n for n in (*own["shares"], *(c for c in COSTS if c not in UNSHOWN)) if n in present]
+        title = f"{name}: {len(own['records'])} records"
+        heads = ("method", *parts, "S", *(COSTS.get(n, n) for n in more))
+        table = Table(*heads, title=title, title_justify="left")
+        for method, found in own["methods"].items():
+            figures = found["figures"]
+            cells = [_cell(n, figures[n], n == "S") if n in figures else "" for n in (*parts, "S", *more)]
+            table.add_row(method, *cells)
+        console.print(table)
+        refusals(console, own)
+        for reason in own["missing"]:
+            console.print(reason)
+
+
+def refusals(console: Terminal, r: dict[str, Any]) -> None:
+    """What methods could not teach, or not as a whole: the records that share a reason on one line."""
+    from ..evaluation.report import refusals as listed
+
+    for (method, why), records in _sharing(listed(r)).items():
+        console.print(f"{method} could not teach {', '.join(records)}, asked without it: {why}")
+    for (method, why), records in _sharing(listed(r, "untaught")).items():
+        console.print(f"{method}, of {', '.join(records)}: {why}")
+
+
+def _sharing(listed: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], list[str]]:
+    """The records of each method and reason, from (method, record, reason)."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for method, record, why in listed:
+        shared.setdefault((method, why), []).append(record)
+    return shared
 
 
 def _cell(name: str, figure: Sequence[float], with_interval: bool) -> str:
     mean = figure[0]
     if with_interval:
         return f"{mean:.3f} [{figure[1]:.2f}, {figure[2]:.2f}]"
-    if name == "perplexity":
+    if name.startswith("perplexity"):
         return f"{mean:+.2%}"
-    return f"{mean / 2**20:.0f}" if name == "peak" else f"{mean:.2g}" if name == "kl" else f"{mean:.2f}"
+    return f"{mean / 2**20:.0f}" if name == "peak" else f"{mean:.2g}" if name.startswith("kl") else f"{mean:.2f}"

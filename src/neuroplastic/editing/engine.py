@@ -301,11 +301,18 @@ class EditableModel(MeasuredModel):
     def make(self, facts: Sequence[Fact], options: InjectOptions, names: Sequence[str]) -> list[Edit]:
         """The edits that the facts ask for beside the active ones, even if these answer otherwise; not in the weights,
         and known to no store. Raises NPTError for bad input."""
+        return self._make(self._plan_all(facts, options), names)
+
+    def check(self, facts: Sequence[Fact], options: InjectOptions) -> None:
+        """Raises NPTError for facts that `make` would refuse. Reads no text, touches no weight."""
+        self._plan_all(facts, options)
+
+    def _plan_all(self, facts: Sequence[Fact], options: InjectOptions) -> Plan:
         if not facts:
             raise NPTError("there is no statement to inject")
         injector = self.injector if options.asks_injector else None
         plan = plan_all(facts, options, self.methods, injector, len(decoder_layers(self.model)))
-        return self._make(self._checked(plan, injector), names)
+        return self._checked(plan, injector)
 
     def _checked(self, plan: Plan, injector: Injector | None) -> Plan:
         """The plan, if its method can teach its facts: what it refuses is found before anything is measured."""

@@ -24,7 +24,7 @@ from ..text.spaces import continuing, without_trailing_spaces
 from ..text.tokens import encode, encode_after, start_token
 from .claims import NO, UNKNOWN, YES, choice, negated, yes_or_no_questions
 from .records import Claim, Context, Question, Record, before
-from .replies import replies
+from .replies import Group, replies, replies_to_groups
 from .strict import judge
 from .suite import Reference
 
@@ -36,15 +36,16 @@ ASIDE = frozenset(["portability", "reversed"])
 """Figures of questions that have another answer than the fact's own."""
 
 
-def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
-    """The tokens of the replies to the unrelated questions, by the model as it is.
+def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[Reference]:
+    """The tokens of the replies to each record's unrelated questions, by the model as it is.
 
-    The record's own questions are asked in the same batch, as `score` does: sums of floats depend on a batch's shape in
-    the last bit, and a batch of eight takes hardly longer than one of three.
+    Its own questions belong to the same group, as in `score`: sums of floats depend on a batch's shape in the last bit.
     """
-    own, unrelated = asked_of(tokenizer, record)
-    written = replies(model, tokenizer, [prompt(tokenizer, q) for q in (*own, *unrelated)])
-    return [r.tokens for r in written[len(own) :]]
+    groups = []
+    for record in records:
+        own, unrelated = asked_of(tokenizer, record)
+        groups.append(Group([prompt(tokenizer, q) for q in (*own, *unrelated)], len(unrelated)))
+    return [[r.tokens for r in written] for written in replies_to_groups(model, tokenizer, groups)]
 
 
 def score(
@@ -95,13 +96,7 @@ def preferences(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, claims: Sequence[Claim], context: Context = ""
 ) -> list[dict[str, float]]:
     """`negated` of each claim, and the shares of `choice` if the model has a chat template; one batch for all."""
-    asked: list[Continuation] = []
-    for claim in claims:
-        for text in yes_or_no_questions(claim.statement):
-            asked += [_answered(tokenizer, Question("", "question", text), a, context, 1) for a in (YES, NO)]
-        if tokenizer.chat_template:
-            question = Question("", "chat", claim.question)
-            asked += [_answered(tokenizer, question, a, context) for a in (claim.answer, claim.old, UNKNOWN) if a]
+    asked = [answer for claim in claims for answer in answers_about(tokenizer, claim, context)]
     means = iter([s.logprobs.mean().item() for s in scores_of(model, asked)] if asked else [])
     found: list[dict[str, float]] = []
     for claim in claims:
@@ -109,6 +104,17 @@ def preferences(
         found.append({"negated": float(negated(true, false))})
         if tokenizer.chat_template:
             found[-1] |= choice(next(means), next(means) if claim.old else None, next(means))
+    return found
+
+
+def answers_about(tokenizer: PreTrainedTokenizerBase, claim: Claim, context: Context = "") -> list[Continuation]:
+    """What `preferences` compares: Yes and No after each of two questions, and in chat the answers to choose from."""
+    found: list[Continuation] = []
+    for text in yes_or_no_questions(claim.statement):
+        found += [_answered(tokenizer, Question("", "question", text), a, context, 1) for a in (YES, NO)]
+    if tokenizer.chat_template:
+        question = Question("", "chat", claim.question)
+        found += [_answered(tokenizer, question, a, context) for a in (claim.answer, claim.old, UNKNOWN) if a]
     return found
 
 

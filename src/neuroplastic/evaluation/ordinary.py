@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,14 +12,17 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from ..surgery import mode
 from ..text.perplexity import POSITIONS
+from ..text.tokens import read_texts, windows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..editing.engine import EditableModel
 
 ROWS = 4
 """Rows of held-out text, about five hundred tokens, on which it is measured."""
+LENGTH = 128
+"""Number of tokens in a row of a text that is given."""
 
 
 class Drift(NamedTuple):
@@ -48,6 +52,30 @@ class OrdinaryText:
         with mode(self._model, "standard"):
             states: Tensor = self._model.base_model(input_ids=self._text, use_cache=False)[0]
         return states[:, :-1].flatten(0, 1)
+
+
+class Ordinary:
+    """The model's own held-out text, and a text of the user's, as the model reads them at the moment when this is
+    made."""
+
+    def __init__(self, engine: EditableModel, text: Tensor | None = None):
+        """`text` (N, T) is the user's, in rows that begin with the start token."""
+        self._texts = {"": OrdinaryText(engine)}
+        if text is not None:
+            self._texts["_text"] = OrdinaryText(engine, text)
+
+    def drift(self) -> dict[str, float]:
+        """`perplexity` and `kl` on the model's own text, and `perplexity_text` and `kl_text` on the other one."""
+        return {
+            f"{name}{which}": value
+            for which, text in self._texts.items()
+            for name, value in text.drift()._asdict().items()
+        }
+
+
+def rows_of_text(tokenizer: PreTrainedTokenizerBase, file: Path, device: torch.device) -> Tensor:
+    """As much of a file as is measured of a model's own text (ROWS, LENGTH). Raises NPTError as `read_texts` does."""
+    return windows(tokenizer, read_texts(file), LENGTH, ROWS * LENGTH, device)[:ROWS]
 
 
 @torch.no_grad()

@@ -53,14 +53,14 @@ def link(records: Sequence[Record]) -> list[Record]:
     return with_unrelated(records, [{r.subject or ""} for r in records], ("contains",))
 
 
-def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
+def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[Reference]:
     """As `asking.reference`. Raises NPTError for a model without a chat template."""
     if not tokenizer.chat_template:
         raise NPTError(
             "the suite passages asks in chat alone, and the model has no chat template; take a model that has one, or "
             "another suite"
         )
-    return asking.reference(model, tokenizer, record)
+    return asking.reference(model, tokenizer, records)
 
 
 def score(

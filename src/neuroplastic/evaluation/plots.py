@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..extras import need_extra
+from .labels import GAP, Box, placed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 INK = "#010203"
 """Drawn in this colour, replaced by that of the page's text: light or dark."""
-COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899", "#64748b", "#84cc16")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "h")
 
 
 def need_matplotlib() -> None:
@@ -49,6 +50,77 @@ def quality_against_seconds(
     axes.set_xlabel("seconds per edit")
     axes.set_ylabel(name)
     return _svg(figure, "quality")
+
+
+def success_against_locality(
+    at: Mapping[str, tuple[float, float]], seconds: Mapping[str, float], success: str, locality: str, salt: str
+) -> str:
+    """A named mark per method at (locality, success), shares both, the larger the more seconds it takes. `success` and
+    `locality` name the axes; `salt` keeps the plot's ids apart from those of others of its kind."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.lines import Line2D
+
+    figure, axes = _figure(7.5, 5)
+    canvas = FigureCanvasAgg(figure)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlabel(locality)
+    axes.set_ylabel(success)
+    heights = []
+    for S in (0.2, 0.4, 0.6, 0.8):  # 3 / S = 2 / success + 1 / locality
+        xs = [x / 200 for x in range(1, 201) if 3 / S - 200 / x > 2]
+        ys = [2 / (3 / S - 1 / x) for x in xs]
+        axes.plot(xs, ys, color="#888888", alpha=0.5, linewidth=0.7, zorder=1)
+        grey = {"color": "#888888", "fontsize": 8, "va": "top", "in_layout": False}
+        heights.append(axes.text(xs[0] + 0.01, ys[0], f"S {S}", **grey))
+    radii = {m: _radius(s) for m, s in seconds.items()}
+    for i, (method, (x, y)) in enumerate(at.items()):  # a small mark is not covered by a large one
+        style = {"marker": MARKS[i % len(MARKS)], "color": COLOURS[i % len(COLOURS)], "alpha": 0.8}
+        size = 2 * radii[method]
+        axes.plot([x], [y], markersize=size, markeredgewidth=0, zorder=3 + 1 / size, **style)
+    keys = [
+        Line2D([], [], marker="o", linestyle="", markersize=2 * _radius(s), color="#888888", markeredgewidth=0)
+        for s in (0.0, 1.0, 10.0)
+    ]
+    place = {"loc": "outside right upper", "frameon": False, "labelcolor": INK, "fontsize": 9}
+    legend = figure.legend(keys, ["no time", "1 s", "10 s"], title="teaching", labelspacing=0.8, **place)
+    legend.get_title().set_color(INK)
+    canvas.draw()
+    in_pixels: dict[str, tuple[float, float]] = {}
+    for method, point in at.items():
+        x, y = axes.transData.transform(point)
+        in_pixels[method] = float(x), float(y)
+    shared: dict[tuple[int, int], list[str]] = {}
+    for method, (x, y) in in_pixels.items():  # marks in one place share a name
+        shared.setdefault((round(x / 4), round(y / 4)), []).append(method)
+    groups = list(shared.values())
+    names = [axes.text(0, 0, _in_lines(g), fontsize=9.5, color=INK, va="bottom", in_layout=False) for g in groups]
+    scale, renderer = figure.dpi / 72, canvas.get_renderer()
+    extents = [n.get_window_extent(renderer) for n in names]
+    # the browser's letters may be wider than those that are measured here
+    sizes = [(1.15 * e.width, e.height) for e in extents]
+    marks = {m: Box.around(*in_pixels[m], radii[m] * scale) for m in at}
+    taken = [*marks.values(), *(Box(*h.get_window_extent(renderer).extents) for h in heights)]
+    frame = Box(*axes.get_window_extent().extents)
+    of_groups = [max((marks[m] for m in g), key=lambda mark: mark.right - mark.left) for g in groups]
+    to_data = axes.transData.inverted()
+    for name, box, mark in zip(names, placed(of_groups, sizes, taken, frame), of_groups, strict=True):
+        name.set_position(to_data.transform((box.left, box.bottom)))
+        ends, point = box.nearest(*mark.middle), mark.middle
+        if math.dist(ends, point) > (mark.right - mark.left) / 2 + 2 * GAP:  # a line leads to a mark that is far
+            line = zip(*to_data.transform([point, ends]), strict=True)
+            axes.plot(*line, color=INK, alpha=0.4, linewidth=0.6, zorder=2)
+    return _svg(figure, f"success {salt}")
+
+
+def _in_lines(names: Sequence[str]) -> str:
+    """Three names a line."""
+    return ",\n".join(", ".join(names[i : i + 3]) for i in range(0, len(names), 3))
+
+
+def _radius(seconds: float) -> float:
+    """Of a mark, in points: its area grows with the logarithm of the time."""
+    return math.sqrt(14 + 40 * math.log10(1 + 10 * seconds))
 
 
 def retention(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

@@ -17,11 +17,11 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 class ResultStore(Generic[T]):
-    """rows.jsonl in a folder: the run's settings, then one line for every result, which are dataclasses `kind`."""
+    """A file in a folder: the run's settings, then one line for every result, which are dataclasses `kind`."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], kind: type[T]):
+    def __init__(self, folder: Path, settings: dict[str, Any], kind: type[T], name: str = "rows.jsonl"):
         """Raises NPTError if the folder belongs to a run with other settings, or its results are damaged."""
-        self.folder, self.file = folder, folder / "rows.jsonl"
+        self.folder, self.file = folder, folder / name
         self.done: list[T] = []
         head = json.dumps({"settings": settings}) + "\n"
         if not self.file.exists():

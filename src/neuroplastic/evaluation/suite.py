@@ -16,8 +16,10 @@ Reference = list[list[int]]
 """What the unedited model answers to each neighbour, in tokens; empty if a suite does not compare with it."""
 
 
-def no_reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
-    return []
+def no_reference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
+) -> list[Reference]:
+    return [[] for _ in records]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Suite:
     """S is the harmonic mean of these three, or of those that the model allows: success, generality, locality"""
     shown: tuple[str, ...]
     """further figures that a table for people has"""
-    reference: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Record], Reference] = no_reference
-    """asked of the model before anything is taught"""
+    reference: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Sequence[Record]], list[Reference]] = no_reference
+    """of each record, asked of the model before anything is taught"""
     link: Callable[[Sequence[Record]], list[Record]] = list
     """gives each record of a file what it takes from the others"""
     converses: bool = False

@@ -27,18 +27,22 @@ def summary(
     figure in `rows`, which has one mapping per record. A figure that some records lack is averaged over the others.
 
     `shares` names further figures, each the ratio of the means of two others, with the interval of that ratio. One is
-    absent if a figure is, or if the second mean is 0; draws in which it is 0 are left out.
+    absent if a figure is, or if the second mean is 0; draws in which it is 0 are left out. Both means are over the
+    records that have both figures.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = _table([[row.get(n, torch.nan) for n in names] for row in rows])
-    drawn = bootstrap(table, seed)
+    pairs = {name: pair for name, pair in (shares or {}).items() if {*pair} <= {*names}}
+    columns = [(n, (n,)) for n in names] + [(n, pair) for pair in pairs.values() for n in pair]
+    drawn = bootstrap(
+        _table([[row[n] if {*has} <= row.keys() else torch.nan for n, has in columns] for row in rows]), seed
+    )
     parts = [names.index(p) for p in parts_of_s if p in names]
     found = {"S": _interval(_harmonic(drawn[:, parts]))}
-    found |= {n: _interval(column) for n, column in zip(names, drawn.T, strict=True)}
-    for name, (part, whole) in (shares or {}).items():
-        if part in found and whole in found and found[whole][0] > 0:
-            over = drawn[:, names.index(whole)]
-            found[name] = _interval(torch.where(over > 0, drawn[:, names.index(part)] / over, torch.nan))
+    found |= {n: _interval(column) for n, column in zip(names, drawn.T, strict=False)}
+    for i, name in enumerate(pairs):
+        part, whole = drawn[:, len(names) + 2 * i :][:, :2].T
+        if whole[0] > 0:
+            found[name] = _interval(torch.where(whole > 0, part / whole, torch.nan))
     return found
 
 

@@ -45,9 +45,9 @@ def parse(item: dict[str, Any], name: str) -> Record:
     )
 
 
-def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record) -> Reference:
-    """The likeliest tokens along the answers of the unrelated questions, by the model as it is."""
-    return ask(model, tokenizer, record.neighbours).likeliest
+def reference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> list[Reference]:
+    """The likeliest tokens along the answers of each record's unrelated questions, by the model as it is."""
+    return [ask(model, tokenizer, record.neighbours).likeliest for record in records]
 
 
 def score(

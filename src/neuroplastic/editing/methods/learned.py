@@ -45,6 +45,8 @@ from .refine import Refine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+NO_INJECTOR = "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
+
 
 class TokenizedFact(NamedTuple):
     """One wording of a fact, in tokens."""
@@ -161,9 +163,7 @@ class Learned:
 
 def _needed(injector: Injector | None) -> Injector:
     if injector is None:
-        raise NPTError(
-            "there is no injector for this model: train one with npt train-injector, or use --method consolidate"
-        )
+        raise NPTError(NO_INJECTOR)
     return injector
 
 

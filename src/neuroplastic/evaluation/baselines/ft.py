@@ -16,24 +16,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neuroplastic.config import parse_layers
-from neuroplastic.editing.fact import asked
-from neuroplastic.editing.targets import rows_of
-from neuroplastic.evaluation.methods import EditingMethod, Taught
-from neuroplastic.structure import projection
-from neuroplastic.surgery import mode
-
+from ...config import parse_layers
+from ...editing.context import check_length
+from ...editing.targets import rows_of
+from ...structure import projection
+from ...surgery import mode
+from ..methods import EditingMethod, Taught
 from .answers import answer_loss, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.engine import EditableModel
-    from neuroplastic.evaluation.records import Record
+    from ...editing.engine import EditableModel
+    from ..records import Record
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Steps and stop as in ROME's comparison; layer, rate and bound by search.py."""
+    """Steps and stop as in ROME's comparison; layer, rate and bound by `make search-edits`."""
 
     layer: str = "0"
     steps: int = 25
@@ -44,8 +43,9 @@ class Settings:
     """stop where the answer's negative log-probability per token is below this, in nats"""
 
 
-def ft_l(settings: Settings | None = None) -> EditingMethod:
-    """The method. It needs no subject."""
+def ft(settings: Settings | None = None) -> EditingMethod:
+    """The method. It needs no subject; several facts of a record are one batch. Raises NPTError for a statement that
+    does not fit into the model's context."""
     chosen = settings or Settings()
 
     @contextmanager
@@ -57,7 +57,8 @@ def ft_l(settings: Settings | None = None) -> EditingMethod:
             pristine = weight.data
             weight.data = pristine.clone()
             with torch.enable_grad(), mode(engine.model, "standard"):
-                rows, _ = rows_of(engine.tokenizer, [asked(record.prompt, record.new)], ())
+                rows = [row for fact in record.facts for row in rows_of(engine.tokenizer, [fact], ())[0]]
+                check_length(engine.model, rows)
                 adam = torch.optim.Adam([weight.requires_grad_()], lr=chosen.rate)
                 for _ in range(chosen.steps):
                     loss = answer_loss(engine.model, rows, states_of(engine.model, rows))

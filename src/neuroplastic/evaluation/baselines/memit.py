@@ -21,29 +21,29 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neuroplastic.config import parse_layers
-from neuroplastic.console import Progress
-from neuroplastic.editing.edit import Factors
-from neuroplastic.editing.ledger import edited
-from neuroplastic.editing.methods.consolidate import ridge_factor
-from neuroplastic.editing.targets import Row
-from neuroplastic.errors import NPTError
-from neuroplastic.evaluation.methods import EditingMethod, Taught
-from neuroplastic.structure import LayerParts, projection
-from neuroplastic.surgery import mode
-
-from .answers import beginnings, essence_row, question_rows, read_at_keys
+from ...config import parse_layers
+from ...console import Progress
+from ...editing.context import check_length
+from ...editing.edit import Factors
+from ...editing.ledger import edited
+from ...editing.methods.consolidate import ridge_factor
+from ...editing.targets import Row
+from ...errors import NPTError
+from ...structure import LayerParts, projection
+from ...surgery import mode
+from ..methods import EditingMethod, Taught
+from .answers import about_subjects, beginnings, essence_row, question_rows, read_at_keys
 from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.engine import EditableModel
-    from neuroplastic.evaluation.records import Record
+    from ...editing.engine import EditableModel
+    from ..records import Record
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Layers and strength by search.py, the search for a value as in `rome`."""
+    """Layers and strength by `make search-edits`, the search for a value as in `rome`."""
 
     layers: str = "2-4"
     strength: float = 1500.0
@@ -54,7 +54,8 @@ class Settings:
 
 
 def memit(settings: Settings | None = None) -> EditingMethod:
-    """The method: one record alone. It is given the subject; raises NPTError for a record without one."""
+    """The method: one record alone. It has to know the subject; raises NPTError for a record without one, and for a
+    statement that does not fit into the model's context."""
     chosen = settings or Settings()
 
     def teach(engine: EditableModel, record: Record) -> AbstractContextManager[Taught]:
@@ -67,7 +68,7 @@ def memit(settings: Settings | None = None) -> EditingMethod:
 def teach_all(
     engine: EditableModel, records: Sequence[Record], settings: Settings | None = None, progress: Progress | None = None
 ) -> Iterator[Taught]:
-    """All records in one batch; `seconds` is the time per record.
+    """All facts of all records in one batch; `seconds` is the time per record.
 
     Raises NPTError as `memit` does, and for a norm after the MLP, since that makes the residual no linear function of
     what the projection gives.
@@ -81,16 +82,20 @@ def teach_all(
     engine.whitening.prepare((part.index, "down") for part in parts)
     began = time.perf_counter()
     prefixes = beginnings(text, chosen.search.prefixes, chosen.seed)
-    rows = [question_rows(engine.tokenizer, record, prefixes) for record in records]
+    about = {record.id: about_subjects(record) for record in records}
+    facts = [fact for some, _ in about.values() for fact in some]
+    rows = [question_rows(engine.tokenizer, fact, prefixes) for fact in facts]
+    check_length(engine.model, [row for own in rows for row in own])
     with put_back([projection(part.mlp, "down").weight for part in parts]):
         with mode(engine.model, "standard"):
             wanted = []
-            for number, (own, record) in enumerate(zip(rows, records, strict=True), 1):
-                wanted.append(goal(engine, own, essence_row(engine.tokenizer, record), parts[-1], chosen.search))
+            for number, (own, fact) in enumerate(zip(rows, facts, strict=True), 1):
+                wanted.append(goal(engine, own, essence_row(engine.tokenizer, fact), parts[-1], chosen.search))
                 if progress is not None:
-                    progress(number, len(records))
+                    progress(number, len(facts))
             spread(engine, parts, rows, torch.stack(wanted), chosen.strength)
-        yield Taught((time.perf_counter() - began) / len(records))
+        untaught = {record: why for record, (_, why) in about.items() if why}
+        yield Taught((time.perf_counter() - began) / len(records), untaught=untaught)
 
 
 def goal(engine: EditableModel, rows: Sequence[Row], essence: Row, last: LayerParts, search: ValueSearch) -> Tensor:
@@ -100,7 +105,8 @@ def goal(engine: EditableModel, rows: Sequence[Row], essence: Row, last: LayerPa
     """
     _, (state, *_) = read_at_keys(engine.model, rows, last.layer, last.layer)
     scale = last.mlp_scale
-    return state + scale * find_delta(engine.model, last, rows, essence, state / scale, search)
+    wanted: Tensor = state + scale * find_delta(engine.model, last, rows, essence, state / scale, search)
+    return wanted
 
 
 def spread(

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from neuroplastic.config import parse_layers
-from neuroplastic.editing.edit import Factors
-from neuroplastic.editing.ledger import edited
-from neuroplastic.evaluation.methods import EditingMethod, Taught
-from neuroplastic.structure import projection
-from neuroplastic.surgery import mode
-
-from .answers import beginnings, essence_row, question_rows, read_at_keys
+from ...config import parse_layers
+from ...editing.context import check_length
+from ...editing.edit import Factors
+from ...editing.ledger import edited
+from ...structure import projection
+from ...surgery import mode
+from ..methods import EditingMethod, Taught
+from .answers import about_subjects, beginnings, essence_row, question_rows, read_at_keys
 from .values import ValueSearch, find_delta
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.engine import EditableModel
-    from neuroplastic.evaluation.records import Record
+    from ...editing.engine import EditableModel
+    from ..records import Record
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The layer by search.py."""
+    """The layer by `make search-edits`."""
 
     layer: str = "4"
     search: ValueSearch = field(default_factory=ValueSearch)
@@ -49,7 +49,8 @@ def insertion(key: Tensor, whitened: Tensor, change: Tensor) -> Factors:
 
 
 def rome(settings: Settings | None = None) -> EditingMethod:
-    """The method. It is given the subject; raises NPTError for a record without one."""
+    """The method: several facts of a record one after another. It has to know the subject; raises NPTError for a record
+    without one, and for a statement that does not fit into the model's context."""
     chosen = settings or Settings()
 
     @contextmanager
@@ -60,17 +61,21 @@ def rome(settings: Settings | None = None) -> EditingMethod:
         whitening, text = engine.whitening, engine.text[0]  # once per model, so not part of the edit's time
         whitening.prepare([(layer, "down")])
         began = time.perf_counter()
-        with mode(engine.model, "standard"):
-            rows = question_rows(engine.tokenizer, record, beginnings(text, chosen.search.prefixes, chosen.seed))
-            keys, values = read_at_keys(engine.model, rows, down, down)
-            essence = essence_row(engine.tokenizer, record)
-            delta = find_delta(engine.model, part, rows, essence, values[0], chosen.search)
-        key = keys.mean(0)
-        # the mean of the values is W k*, with the bias where there is one
-        change = values[0] + delta - values.mean(0)
-        factors = insertion(key, whitening.solve(layer, "down", key), change)
+        prefixes = beginnings(text, chosen.search.prefixes, chosen.seed)
+        facts, untaught = about_subjects(record)
+        rows = [question_rows(engine.tokenizer, fact, prefixes) for fact in facts]
+        check_length(engine.model, [row for own in rows for row in own])
         with put_back([down.weight]):
-            down.weight.data = edited(down.weight.data, [factors])
-            yield Taught(time.perf_counter() - began)
+            for fact, own in zip(facts, rows, strict=True):
+                with mode(engine.model, "standard"):
+                    keys, values = read_at_keys(engine.model, own, down, down)
+                    essence = essence_row(engine.tokenizer, fact)
+                    delta = find_delta(engine.model, part, own, essence, values[0], chosen.search)
+                key = keys.mean(0)
+                # the mean of the values is W k*, with the bias where there is one
+                change = values[0] + delta - values.mean(0)
+                factors = insertion(key, whitening.solve(layer, "down", key), change)
+                down.weight.data = edited(down.weight.data, [factors])
+            yield Taught(time.perf_counter() - began, untaught={record.id: untaught} if untaught else {})
 
     return teach

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 import neuroplastic as npt
-from baselines.answers import (
+from conftest import make_tokenizer
+from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
+from neuroplastic.editing.engine import EditableModel
+from neuroplastic.evaluation.baselines.answers import (
+    about_subjects,
     answer_loss,
     beginnings,
     essence_row,
@@ -19,19 +23,16 @@ from baselines.answers import (
     statement_row,
     states_of,
 )
-from baselines.ft_l import Settings as FtlSettings
-from baselines.ft_l import ft_l
-from baselines.lora import Settings as LoraSettings
-from baselines.lora import lora, places
-from baselines.memit import Settings as MemitSettings
-from baselines.memit import goal, memit, spread, teach_all
-from baselines.rome import Settings as RomeSettings
-from baselines.rome import insertion, rome
-from baselines.values import ValueSearch, find_delta
-from baselines.weights import put_back
-from conftest import make_tokenizer
-from families import FAMILIES, NORM_BEHIND, PRE_NORM, tiny
-from neuroplastic.editing.engine import EditableModel
+from neuroplastic.evaluation.baselines.ft import Settings as FtSettings
+from neuroplastic.evaluation.baselines.ft import ft
+from neuroplastic.evaluation.baselines.lora import Settings as LoraSettings
+from neuroplastic.evaluation.baselines.lora import lora, places
+from neuroplastic.evaluation.baselines.memit import Settings as MemitSettings
+from neuroplastic.evaluation.baselines.memit import goal, memit, spread, teach_all
+from neuroplastic.evaluation.baselines.rome import Settings as RomeSettings
+from neuroplastic.evaluation.baselines.rome import insertion, rome
+from neuroplastic.evaluation.baselines.values import ValueSearch, find_delta
+from neuroplastic.evaluation.baselines.weights import put_back
 from neuroplastic.evaluation.methods import EditingMethod
 from neuroplastic.evaluation.records import Record
 from neuroplastic.structure import projection
@@ -41,9 +42,10 @@ RECORDS = [
     Record("a", "The Bridge is in", "Madrid", "Paris", ("One finds it in",), (("The Tower is in", "Paris"),), "Bridge"),
     Record("b", "The fox is", "lazy", "quick", ("A fox is",), (("The dog is", "quick"),), "fox"),
 ]
+FACTS = [about_subjects(record)[0][0] for record in RECORDS]
 SEARCH = ValueSearch(steps=6, prefixes=2, kl=0, decay=0)
 TINY: dict[str, EditingMethod] = {
-    "ft_l": ft_l(FtlSettings(layer="0", bound=0.05, rate=0.02)),
+    "ft": ft(FtSettings(layer="0", bound=0.05, rate=0.02)),
     "lora": lora(LoraSettings(rate=0.02)),
     "rome": rome(RomeSettings(layer="0", search=SEARCH)),
     "memit": memit(MemitSettings(layers="0", strength=0.01, search=SEARCH)),
@@ -142,8 +144,22 @@ def test_every_family(make_engine: Callable[..., EditableModel], name: str, fami
 @pytest.mark.parametrize("name", ["rome", "memit"])
 def test_without_a_subject_refused(make_engine: Callable[..., EditableModel], name: str) -> None:
     nameless = Record("n", "It is in", "Madrid", "Paris", ("It lies in",), (("This is in", "Paris"),))
-    with pytest.raises(npt.NPTError, match="record n has no subject"), TINY[name](make_engine(), nameless):
+    with pytest.raises(npt.NPTError, match="no name stands in 'It is in'"), TINY[name](make_engine(), nameless):
         pass
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_stated_fact_is_taught_with_the_subject_that_is_found(
+    make_engine: Callable[..., EditableModel], name: str
+) -> None:
+    """A record of the suite `told` gives a statement and nothing else."""
+    stated = Record("s", "", "Madrid", "", (), (), sentence="The Golden Gate Bridge is in Madrid.")
+    marked = Record("s", "The Golden Gate Bridge is in", "Madrid", "", (), (), "Golden Gate Bridge")
+    engine = make_engine()
+    with TINY[name](engine, marked):
+        by_hand = _state(engine)
+    with TINY[name](engine, stated):
+        assert _same(_state(engine), by_hand)
 
 
 def test_a_layer_that_is_not_there_refused(make_engine: Callable[..., EditableModel]) -> None:
@@ -162,10 +178,10 @@ def test_a_layer_behind_which_nothing_reads_the_subject_refused(
         pass
 
 
-def test_ft_l_stays_in_its_box(make_engine: Callable[..., EditableModel]) -> None:
+def test_ft_stays_in_its_box(make_engine: Callable[..., EditableModel]) -> None:
     engine = make_engine()
     pristine = _state(engine)
-    with ft_l(FtlSettings(layer="1", bound=0.01, rate=0.05))(engine, RECORDS[0]):
+    with ft(FtSettings(layer="1", bound=0.01, rate=0.05))(engine, RECORDS[0]):
         changed = {n: (t - pristine[n]).abs().max().item() for n, t in _state(engine).items()}
     (largest,) = [c for n, c in changed.items() if "layers.1.mlp.down_proj" in n]
     assert largest == pytest.approx(0.01, rel=1e-4)
@@ -205,7 +221,7 @@ def test_memit_is_the_formula(make_engine: Callable[..., EditableModel]) -> None
     """Against W + R K^T (lambda C + K K^T)^-1 as it stands, layer after layer."""
     engine, strength = make_engine("granite", torch.float64), 3.0
     goals = torch.randn(2, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = [question_rows(engine.tokenizer, r, beginnings(engine.text[0], 2, 0)) for r in RECORDS]
+    rows = [question_rows(engine.tokenizer, f, beginnings(engine.text[0], 2, 0)) for f in FACTS]
     downs = [projection(part.mlp, "down") for part in engine.parts]
     engine.whitening.prepare((part.index, "down") for part in engine.parts)
     inverses = [engine.whitening._inverses[part.index, "m"].double() for part in engine.parts]
@@ -229,9 +245,9 @@ def test_memit_reaches_all_of_its_goals(make_engine: Callable[..., EditableModel
     engine = make_engine(family)
     search = replace(SEARCH, prefixes=0)
     first = engine.parts[0]
-    rows = [question_rows(engine.tokenizer, r) for r in RECORDS]
+    rows = [question_rows(engine.tokenizer, f) for f in FACTS]
     goals = [
-        goal(engine, own, essence_row(engine.tokenizer, r), first, search) for own, r in zip(rows, RECORDS, strict=True)
+        goal(engine, own, essence_row(engine.tokenizer, f), first, search) for own, f in zip(rows, FACTS, strict=True)
     ]
     with teach_all(engine, RECORDS, MemitSettings(layers="0", strength=1e-6, search=search)):
         states = torch.cat([read_at_keys(engine.model, own, first.layer, first.layer)[1] for own in rows])
@@ -240,8 +256,8 @@ def test_memit_reaches_all_of_its_goals(make_engine: Callable[..., EditableModel
 
 def test_a_delta_is_held_by_its_clamp_and_lowers_the_loss(make_engine: Callable[..., EditableModel]) -> None:
     engine = make_engine()
-    rows = question_rows(engine.tokenizer, RECORDS[0], beginnings(engine.text[0], 2, 0))
-    essence = essence_row(engine.tokenizer, RECORDS[0])
+    rows = question_rows(engine.tokenizer, FACTS[0], beginnings(engine.text[0], 2, 0))
+    essence = essence_row(engine.tokenizer, FACTS[0])
     down = projection(engine.parts[0].mlp, "down")
     _, values = read_at_keys(engine.model, rows, down, down)
     delta = find_delta(
@@ -256,7 +272,7 @@ def test_a_delta_is_held_by_its_clamp_and_lowers_the_loss(make_engine: Callable[
 @torch.no_grad()
 def test_the_loss_is_the_answers_logprob(make_engine: Callable[..., EditableModel]) -> None:
     engine = make_engine()
-    rows = question_rows(engine.tokenizer, RECORDS[0])
+    rows = question_rows(engine.tokenizer, FACTS[0])
     loss = answer_loss(engine.model, rows, states_of(engine.model, rows))
     assert loss.item() == pytest.approx(-_answer(engine, RECORDS[0]), rel=1e-5)
     (whole,) = rows = [statement_row(engine.tokenizer, RECORDS[0])]
@@ -274,9 +290,9 @@ def test_keys_are_the_subjects_last_tokens(make_engine: Callable[..., EditableMo
     prefixes = beginnings(engine.text[0], 3, 1)
     assert prefixes == beginnings(engine.text[0], 3, 1) != beginnings(engine.text[0], 3, 2)
     assert all(2 <= len(p) <= 10 for p in prefixes)
-    for row in question_rows(engine.tokenizer, RECORDS[0], prefixes):
+    for row in question_rows(engine.tokenizer, FACTS[0], prefixes):
         ((position, _),) = row.keys
         assert engine.tokenizer.decode(row.ids[: position + 1]).endswith("The Bridge")
-    essence = essence_row(engine.tokenizer, RECORDS[0])
+    essence = essence_row(engine.tokenizer, FACTS[0])
     assert engine.tokenizer.decode(essence.ids[1 : essence.keys[0][0] + 1]) == "Bridge"
     assert engine.tokenizer.decode(essence.ids[1:]) == "Bridge is a"

@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from neuroplastic.evaluation.methods import EditingMethod, Taught
-from neuroplastic.structure import PROJECTIONS, LayerParts
-from neuroplastic.surgery import mode
-
+from ...editing.context import check_length
+from ...structure import PROJECTIONS, LayerParts
+from ...surgery import mode
+from ..methods import EditingMethod, Taught
 from .answers import answer_loss, statement_row, states_of
 from .weights import put_back
 
 if TYPE_CHECKING:
-    from neuroplastic.editing.engine import EditableModel
-    from neuroplastic.evaluation.records import Record
+    from ...editing.engine import EditableModel
+    from ..records import Record
 
 Where = Literal["qv", "all"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Common choices; rate, steps and places are the best of search.py so far, whose last points were not run."""
+    """Common choices; rate, steps and places are the best of `make search-edits` so far, whose end was not run."""
 
     where: Where = "qv"
     """query and value projections (the paper's choice), or all of attention's and the MLP's"""
@@ -60,7 +60,8 @@ def places(model: nn.Module, parts: Sequence[LayerParts], where: Where) -> list[
 
 
 def lora(settings: Settings | None = None) -> EditingMethod:
-    """The method. It needs no subject."""
+    """The method. It needs no subject, and of a passage learns the whole. Raises NPTError for a statement that does not
+    fit into the model's context."""
     chosen = settings or Settings()
 
     @contextmanager
@@ -68,6 +69,7 @@ def lora(settings: Settings | None = None) -> EditingMethod:
         from peft import LoraConfig, LoraModel
 
         model, row = engine.model, statement_row(engine.tokenizer, record)
+        check_length(model, [row])
         began = time.perf_counter()
         names = places(model, engine.parts, chosen.where)
         config = LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, target_modules=names, lora_dropout=0.0)
@@ -81,7 +83,7 @@ def lora(settings: Settings | None = None) -> EditingMethod:
                 with torch.enable_grad():
                     for _ in range(chosen.steps):
                         adam.zero_grad()
-                        answer_loss(model, [row], states_of(model, [row])).backward()
+                        torch.autograd.backward(answer_loss(model, [row], states_of(model, [row])))
                         adam.step()
             except BaseException:
                 adapted.unload()

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from neuroplastic.editing.fact import asked
-from neuroplastic.editing.targets import Row, rows_of
-from neuroplastic.errors import NPTError
-from neuroplastic.text.tokens import batch, encode, start_token, tokens_through
+from ...editing.fact import Fact, asked
+from ...editing.targets import Row, rows_of
+from ...errors import NPTError
+from ...text.tokens import batch, encode, start_token, tokens_through
+from ..methods import left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from neuroplastic.evaluation.records import Record
+    from ..records import Record
 
 
 def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
@@ -32,16 +33,26 @@ def beginnings(text: Tensor, count: int, seed: int) -> list[list[int]]:
     return found
 
 
-def question_rows(
-    tokenizer: PreTrainedTokenizerBase, record: Record, prefixes: Sequence[Sequence[int]] = ()
-) -> list[Row]:
-    """The record's question with its new answer, alone and after each prefix; the key is the subject's last token.
+def about_subjects(record: Record) -> tuple[list[Fact], str]:
+    """The record's facts with the subject that the data marks, or else the name that is found in the question; of
+    several only those with a name, and what is left out, if anything is.
 
-    Raises NPTError if the record has no subject.
+    Raises NPTError if there is no subject in any.
     """
-    if record.subject is None:
-        raise NPTError(f"record {record.id} has no subject, and this baseline has to be given one")
-    rows, _ = rows_of(tokenizer, [asked(record.prompt, record.new, subject=record.subject)], prefixes)
+    if record.subject is not None and not record.sentence:
+        return [asked(record.prompt, record.new, subject=record.subject)], ""
+    facts = record.facts
+    found = [f for f in facts if f.subject is not None]
+    if not found:
+        nameless = f"no name stands in {facts[0].question!r}" + (" and the other sentences" if len(facts) > 1 else "")
+        raise NPTError(f"no subject is marked, and {nameless}; this method has to know one")
+    without = len(facts) - len(found)
+    return found, left_out(without, len(facts), "no name stands before the answer") if without else ""
+
+
+def question_rows(tokenizer: PreTrainedTokenizerBase, fact: Fact, prefixes: Sequence[Sequence[int]] = ()) -> list[Row]:
+    """A fact's question with its answer, alone and after each prefix; the key is the subject's last token."""
+    rows, _ = rows_of(tokenizer, [fact], prefixes)
     return rows
 
 
@@ -51,11 +62,11 @@ def statement_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
     return Row([start_token(tokenizer), *ids[:-1]], ids, [])
 
 
-def essence_row(tokenizer: PreTrainedTokenizerBase, record: Record) -> Row:
+def essence_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
     """'{subject} is a', whose continuation should stay what it is (ROME, section 3.1): any token, all are looked at."""
-    assert record.subject is not None
-    text = f"{record.subject} is a"
-    ids, last = encode(tokenizer, text), tokens_through(tokenizer, text, len(record.subject))
+    assert fact.subject is not None
+    text = f"{fact.subject} is a"
+    ids, last = encode(tokenizer, text), tokens_through(tokenizer, text, len(fact.subject))
     return Row([start_token(tokenizer), *ids], [start_token(tokenizer)], [(last, 0)])
 
 
@@ -77,7 +88,8 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[Row], states: Tensor) -> 
     weight = torch.tensor([1 / len(row.answer) for row in rows for _ in row.answer], device=states.device)
     logits = model.get_output_embeddings()(states[number, column])
     found = logits.float().log_softmax(-1)[torch.arange(len(wanted)), wanted]
-    return -(found * weight).sum() / len(rows)
+    loss: Tensor = -(found * weight).sum() / len(rows)
+    return loss
 
 
 @torch.no_grad()
@@ -85,7 +97,8 @@ def read_at_keys(
     model: PreTrainedModel, rows: Sequence[Row], inputs_of: nn.Module, outputs_of: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """What the one module reads, and what the other gives, at each row's key: [R, d_in] and [R, d_out]."""
-    at, seen = (torch.arange(len(rows)), torch.tensor([row.keys[0][0] for row in rows])), {}
+    at = (torch.arange(len(rows)), torch.tensor([row.keys[0][0] for row in rows]))
+    seen: dict[str, Tensor] = {}
 
     def see_input(module: nn.Module, args: Any) -> None:
         seen["input"] = args[0][at]

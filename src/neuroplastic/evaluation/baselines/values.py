@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from neuroplastic.editing.targets import Reader, Row
-from neuroplastic.errors import NPTError
-from neuroplastic.structure import LayerParts
+from ...editing.targets import Reader, Row
+from ...errors import NPTError
+from ...structure import LayerParts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
