@@ -76,7 +76,7 @@ def test_records_of_several_facts_are_taught_together(workspace: npt.Workspace) 
     teach = batch_method("consolidate")
     assert teach is not None
     weights, engine = workspace.weights_hash(), workspace.engine
-    second = Record("q", "", "lazy", "", (), (), sentence="-", sentences=("The dog is lazy.", "It. No!", TOO_LONG * 6))
+    second = Record("q", "", "lazy", "", (), (), sentence="-", sentences=("The dog is lazy.", TOO_LONG * 6))
     with teach(engine, [PASSAGE, second]) as taught:
         edits = engine.ledger.active
         assert [e.statement for e in edits] == [*SENTENCES, "The dog is lazy."]
@@ -103,7 +103,7 @@ def test_what_is_left_out_of_a_record_stands_in_its_row_and_step(
     first, last = in_a_row(Evaluator(engine, TOLD), records, "consolidate", methods["consolidate"], store)
     assert first.untaught == {}
     assert last.untaught == found["consolidate"]["untaught"]
-    assert ResultStore(tmp_path, {}, Step).done == [first, last]
+    assert [s.untaught for s in ResultStore(tmp_path, {}, Step).done] == [{}, last.untaught]
 
 
 BASELINES: dict[str, EditingMethod] = {

@@ -277,20 +277,19 @@ def _side_by_side(names: Sequence[str]) -> list[list[str]]:
 
 
 def comparisons(console: Terminal, r: dict[str, Any]) -> None:
-    """A table per suite: the parts of S, S with its interval, shares of a reader's figures, and what each method
+    """Tables for each suite: the parts of S and S with its interval; shares of a reader's figures, and what each method
     costs."""
     for name, own in r["suites"].items():
         present = {n for m in own["methods"].values() for n in m["figures"]}
         parts = [n for n in own["parts_of_s"] if n in present]
         more = [n for n in (*own["shares"], *(c for c in COSTS if c not in UNSHOWN)) if n in present]
-        title = f"{name}: {len(own['records'])} records"
-        heads = ("method", *parts, "S", *(COSTS.get(n, n) for n in more))
-        table = Table(*heads, title=title, title_justify="left")
-        for method, found in own["methods"].items():
-            figures = found["figures"]
-            cells = [_cell(n, figures[n], n == "S") if n in figures else "" for n in (*parts, "S", *more)]
-            table.add_row(method, *cells)
-        console.print(table)
+        console.print(f"{name}: {len(own['records'])} records")
+        for shown in ([*parts, "S"], *_side_by_side(more)):
+            table = Table("method", *(COSTS.get(n, n) for n in shown))
+            for method, found in own["methods"].items():
+                figures = found["figures"]
+                table.add_row(method, *(_cell(n, figures[n], n == "S") if n in figures else "" for n in shown))
+            console.print(table)
         refusals(console, own)
         for reason in own["missing"]:
             console.print(reason)

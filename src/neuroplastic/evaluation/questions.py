@@ -38,9 +38,9 @@ def longest_question(tokenizer: PreTrainedTokenizerBase, records: Sequence[Recor
 def _length(tokenizer: PreTrainedTokenizerBase, record: Record) -> int:
     if record.questions:
         own, unrelated = asked_of(tokenizer, record)
-        longest = max((len(prompt(tokenizer, q)) for q in (*own, *unrelated)), default=0) + NEW_TOKENS
+        lengths = [len(prompt(tokenizer, q)) + NEW_TOKENS for q in (*own, *unrelated)]
         answers = [a for claim in record.claims for a in answers_about(tokenizer, claim)]
-        return max(longest, *(len(a.read) + len(a.wanted) for a in answers))
+        return max(lengths + [len(a.read) + len(a.wanted) for a in answers], default=0)
     pairs = [(p, a) for p in (record.prompt, *record.paraphrases) for a in (record.new, record.true)]
     pairs += [(f"{record.statement} {asked}", answer) for asked, answer in (*record.neighbours, *record.portability)]
     return 1 + max(len(encode(tokenizer, f"{asked} {answer}")) for asked, answer in pairs)  # with the start token
