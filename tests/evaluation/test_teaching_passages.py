@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_sentences_that_cannot_be_taught_are_left_out_and_named(workspace: npt.W
         pass
 
 
-def asked_about(record: Record, **changed: object) -> Record:
+def asked_about(record: Record, **changed: Any) -> Record:
     asked = (Question("own", "text", "The Bridge is in"), Question("worded", "text", "The Tower is in"))
     return replace(record, questions=asked, unrelated=(Question("kept", "text", "The fox is"),), **changed)
 

@@ -109,9 +109,9 @@ def in_a_row(
                 if seconds:
                     figures |= {"seconds": mean_interval(seconds, evaluator.seed)}
                 drift, unable = ordinary.drift(), (dict(refused), dict(untaught))
-                steps[at] = Step(
-                    method, number, len(own), figures, drift.pop("perplexity"), drift.pop("kl"), *unable, at[1], **drift
-                )
+                moved = (drift["perplexity"], drift["kl"])
+                on_text = (drift.get("perplexity_text"), drift.get("kl_text"))
+                steps[at] = Step(method, number, len(own), figures, *moved, *unable, at[1], *on_text)
                 if store is not None:
                     store.keep(steps[at])
             if progress is not None:
