@@ -41,6 +41,11 @@ def test_the_share_of_a_run_is_the_ratio_of_the_means() -> None:
     assert list(found) == ["S", "f1", "f1_read", "f1_share"]
     same = summary([{"f1": 0.2 * i, "f1_read": 0.4 * i} for i in range(4)], ("f1",), shares={"s": ("f1", "f1_read")})
     assert same["s"] == pytest.approx((0.5, 0.5, 0.5))  # the two vary together; draws of zeros are left out
+    unread = [*rows, *[{"f1": 9.0}] * 20]  # of which there is no reader
+    found = summary(unread, ("f1",), shares={"f1_share": ("f1", "f1_read")})
+    assert found["f1"][0] > 2
+    assert found["f1_share"][0] == mean
+    assert list(found) == ["S", "f1", "f1_read", "f1_share"]
     for lacking in ({"f1": 1.0}, {"f1": 1.0, "f1_read": 0.0}):
         assert "s" not in summary([lacking] * 3, ("f1",), shares={"s": ("f1", "f1_read")})
 
