@@ -127,7 +127,7 @@ def _page(found: dict[str, Any], base: str) -> Iterator[Html]:
         yield heading(name)
         link = Html(f'<a href="{text(name)}/report.html">all figures</a>')
         yield paragraph(Html(text(f"{len(own['records'])} records, seed {own['seed']}{many}: ") + link))
-        yield summary_table(own)
+        yield from summary_tables(own)
         locality = {m: f["figures"][parts[2]][0] for m, f in methods.items() if parts[2] in f["figures"]}
         yield figure(
             plots.success_against_locality(
@@ -150,10 +150,11 @@ def _page(found: dict[str, Any], base: str) -> Iterator[Html]:
             yield paragraph(f"{words}.")
 
 
-def summary_table(found: dict[str, Any]) -> Html:
-    """A suite's parts of S, S, shares of a reader's figures, and what each method costs."""
+def summary_tables(found: dict[str, Any]) -> Iterator[Html]:
+    """A suite's parts of S, S and shares of a reader's figures; and what each method costs. One table would be wider
+    than a page."""
     methods = found["methods"]
-    names = ["S", *found["parts_of_s"], *found["shares"], *COSTS]
-    names = [n for n in names if any(n in own["figures"] for own in methods.values())]
-    lines = [[m, *(shown(n, own["figures"].get(n)) for n in names)] for m, own in methods.items()]
-    return table(["method", *(HEADS.get(n, n) for n in names)], lines)
+    for names in (["S", *found["parts_of_s"], *found["shares"]], COSTS):
+        present = [n for n in names if any(n in own["figures"] for own in methods.values())]
+        lines = [[m, *(shown(n, own["figures"].get(n)) for n in present)] for m, own in methods.items()]
+        yield table(["method", *(HEADS.get(n, n) for n in present)], lines)
