@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM
 import neuroplastic as npt
 from injectors import learned_of
 from neuroplastic.editing.recall import Query
-from neuroplastic.surgery import base_state
-from neuroplastic.text.tokens import encode, encode_pair
+from neuroplastic.evaluation.replies import Group, replies, replies_to_groups, turn_ends
+from neuroplastic.surgery import base_state, mode
+from neuroplastic.text.generation import generate
+from neuroplastic.text.tokens import batch, encode, encode_pair, start_token
 
 pytestmark = pytest.mark.real
 
@@ -192,3 +194,30 @@ def test_calibration_in_closed_form(tmp_path: Path) -> None:
     assert found["perplexity"] < 1.03 * found["perplexity_base"]
     assert found["out_of_reach"] == []
     assert npt_json("fidelity", tmp_path / "w", "--max-tokens", 508)[1]["kl"] < 0.03
+
+
+def test_a_question_is_answered_alike_in_whatever_company(ws: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token as by `generate`, and whether the questions of other records share the batch or not."""
+    monkeypatch.setattr("neuroplastic.evaluation.replies.NEW_TOKENS", 16)
+    model, tokenizer = ws.engine.model, ws.engine.tokenizer
+    asked = [
+        "The capital of France is",
+        "Bees like",
+        "Question: Who wrote Hamlet?\nAnswer:",
+        PROMPT,
+        "Once upon a time",
+    ]
+    asked += ["Question: What is two and two?\nAnswer:", "Water boils at", "She said that"]
+    prompts = [[start_token(tokenizer), *encode(tokenizer, text)] for text in asked]
+    groups = [Group(prompts[:5], 5), Group(prompts[3:], 2), Group(prompts, 3)]
+    with mode(model, "standard"):
+        alone = [replies(model, tokenizer, group.prompts)[-group.wanted :] for group in groups]
+        assert replies_to_groups(model, tokenizer, groups) == alone
+        ids, mask = batch(prompts[:5], 0, model.device, left=True)
+        ends = sorted(turn_ends(model, tokenizer))
+        how: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": ends, "pad_token_id": ends[0]}
+        with torch.no_grad():
+            out = generate(model, ids, mask, **how)
+    for reply, row in zip(alone[0], out[:, ids.shape[1] :].tolist(), strict=True):
+        assert reply.tokens
+        assert reply.tokens == row[: len(reply.tokens)]
