@@ -155,6 +155,8 @@ def summary_tables(found: dict[str, Any]) -> Iterator[Html]:
     than a page."""
     methods = found["methods"]
     for names in (["S", *found["parts_of_s"], *found["shares"]], COSTS):
+        if names is COSTS:
+            yield paragraph("What each method does to ordinary text, and what it costs:")
         present = [n for n in names if any(n in own["figures"] for own in methods.values())]
         lines = [[m, *(shown(n, own["figures"].get(n)) for n in present)] for m, own in methods.items()]
         yield table(["method", *(HEADS.get(n, n) for n in present)], lines)
