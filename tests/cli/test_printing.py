@@ -30,6 +30,11 @@ EDIT = {
     **{"relative_norm": {ODD: {ODD: 0.1}}, "norm": 1.0},
 }
 FIGURES = {"S": (1.0, 0.5, 1.0), ODD: (1.0, 0.5, 1.0), "kl": (0.1,)}
+UNABLE = {"refused": {ODD: ODD}, "untaught": {ODD: ODD}}
+STEP = {
+    **{"method": ODD, "edits": 2, "asked": 1, "figures": FIGURES, "perplexity": 0.1, "kl": 0.1, "first": False},
+    **{"perplexity_text": None, "kl_text": 0.1, **UNABLE},
+}
 RESULTS: dict[str, Any] = {
     "info": {
         **{"path": ODD, "plasticity": PLASTICITY, "num_layers": 1, "plastic_layers": [0], "architecture": ODD},
@@ -69,8 +74,17 @@ RESULTS: dict[str, Any] = {
     "tasks": {"tasks": {ODD: {ODD: 0.5, f"{ODD}_stderr": 0.1}}},
     "evaluation": {
         **{"ceiling": 0.5, "records": [], "missing": [ODD]},
-        "steps": [{"method": ODD, "edits": 2, "asked": 1, "figures": FIGURES, "perplexity": 0.1, "kl": 0.1}],
+        "steps": [STEP, {**STEP, "first": True}],
     },
+    "comparisons": {
+        "suites": {
+            ODD: {
+                **{"records": [], "missing": [ODD], "parts_of_s": [ODD], "shares": [ODD]},
+                "methods": {ODD: {"figures": FIGURES, **UNABLE}},
+            },
+        },
+    },
+    "refusals": {"methods": {ODD: UNABLE}},
 }
 PRINTERS = {name: f for name, f in inspect.getmembers(printing, inspect.isfunction) if not name.startswith("_")}
 
