@@ -20,6 +20,7 @@ __all__ = [
     "compress",
     "effective_number",
     "frobenius_norm",
+    "gated_effect",
     "inner_product",
     "modulate_activation",
     "rank_k_effect",
@@ -46,6 +47,19 @@ def rank_k_effect(v_a: Tensor, v_b: Tensor, z: Tensor) -> Tensor:
     """
     c = torch.einsum("...ki,...i->...k", v_a, z)
     return torch.einsum("...ko,...k->...o", v_b, c)
+
+
+def gated_effect(x: Tensor, A: Tensor, up: Tensor, width: Tensor, V: Tensor) -> Tensor:
+    """What gated units add to the output of an MLP that reads x:
+
+        sum_i v_i phi_i,    phi_i = u min(max(p_i, 0), w_i u) / w_i,    p_i = a_i . x,    u = b . x
+
+    x [..., d], A [n, d] the rows a_i, up [d] the direction b, width [n] the w_i > 0, V [n, d] the v_i -> [..., d].
+    Where every p_i <= 0 the result is exactly 0.
+    """
+    p, u = x @ A.T, (x @ up)[..., None]
+    phi = u * torch.minimum(p.clamp_min(0), (width * u).clamp_min(0)) / width
+    return phi @ V
 
 
 def self_gram(z: Tensor, k: int) -> Tensor:

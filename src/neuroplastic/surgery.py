@@ -25,6 +25,7 @@ Projection = Callable[[Tensor], Tensor]
 Probe = Callable[[Site, Projection, Tensor, Signals, Tensor], Tensor | None]
 """Sees (site, projection, z, signals, modulated output) of a layer's forward pass; may give another output."""
 PLASTICITY = "plasticity"  # name of the submodule that a converted MLP has
+GATED_UNITS = "gated_units"  # and of the one that an MLP with gated edits has (editing/units.py)
 
 
 @dataclass(eq=False)
@@ -272,7 +273,7 @@ def groups_of(config: PlasticityConfig, indices: Sequence[int]) -> dict[int, tup
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of the pretrained model inside: names and tensors as before conversion."""
-    return {name: t for name, t in model.state_dict().items() if f".{PLASTICITY}." not in name}
+    return {name: t for name, t in model.state_dict().items() if not {PLASTICITY, GATED_UNITS} & {*name.split(".")}}
 
 
 def _width(mlp: nn.Module) -> tuple[int, int]:

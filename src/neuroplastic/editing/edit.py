@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,11 +21,13 @@ from ..config import SITES, Place
 from ..errors import NPTError
 from ..files import content_hash, read_tensors, write_tensors
 from ..modulation import frobenius_norm
+from .units import Units
 
 if TYPE_CHECKING:
     from .engine import EditableModel
 
-FORMAT = 1
+FORMAT = 2
+"""Files of format 1 have no gated units, and are read as they were."""
 
 
 class Factors(NamedTuple):
@@ -61,6 +64,9 @@ class Edit:
     rho: float | None = None
     """the ridge of the joint solution (joint_solve.py): edits with the same one are solved together; None for an edit
     whose factors are added as they are"""
+    units: dict[int, Units] = field(default_factory=dict)
+    """per layer, the gated units that the edit is in the model; if there are any, the factors are its form for adapters
+    alone"""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """what identifies the edit; a name or a number may be given to a later one again"""
     home: weakref.ref[EditableModel] | None = field(default=None, repr=False)
@@ -127,7 +133,12 @@ class Edit:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for layer, _ in self.factors}))
+        return tuple(sorted(self.units or {layer for layer, _ in self.factors}))
+
+    @property
+    def ungated(self) -> Edit:
+        """The same edit as a change of weights, which answers a little to every token."""
+        return dataclasses.replace(self, units={}) if self.units else self
 
     @property
     def norm(self) -> float:
@@ -143,6 +154,7 @@ class Edit:
             "alpha": self.alpha,
             "created": self.created,
             "layers": list(self.layers),
+            "gated": bool(self.units),
             "norm": self.norm,
             **self.report,
         }
@@ -152,14 +164,15 @@ class Edit:
         kept += ["rho"] if self.rho is not None else []
         metadata = {"kind": "edit", "format": FORMAT, **{k: getattr(self, k) for k in kept}}
         tensors = write_factors(self.factors) | {f"layers.{i}.{site}.K": k for (i, site), k in self.keys.items()}
+        tensors |= {f"layers.{i}.units.{n}": t for i, u in self.units.items() for n, t in u._asdict().items()}
         write_tensors(path, tensors, {**metadata, "seal": _seal(tensors, metadata)})
 
     @classmethod
     def load(cls, path: Path) -> Edit:
         """Raises NPTError, naming the file, if it is damaged or not an edit."""
         tensors, metadata = read_tensors(path)
-        if metadata.get("kind") != "edit" or metadata.get("format") != FORMAT:
-            raise NPTError(f"{path} is not an edit of format {FORMAT}")
+        if metadata.get("kind") != "edit" or metadata.get("format") not in range(1, FORMAT + 1):
+            raise NPTError(f"{path} is not an edit of format {FORMAT} or an earlier one")
         expected = {
             "name": str,
             "statement": str,
@@ -171,7 +184,8 @@ class Edit:
         for key, kind in {**expected, "alpha": (int, float), "report": dict}.items():
             if not isinstance(metadata.get(key), kind):  # type: ignore[arg-type]
                 raise NPTError(f"{path} is damaged: its {key} is missing or of the wrong kind")
-        factors, keys = read_factors(path, tensors)
+        units = read_units(path, {n: t for n, t in tensors.items() if ".units." in n})
+        factors, keys = read_factors(path, {n: t for n, t in tensors.items() if ".units." not in n})
         rho = metadata.get("rho")
         if rho is not None and not (isinstance(rho, float) and rho > 0 and keys.keys() == factors.keys()):
             raise NPTError(f"{path} is damaged: it cannot be solved together with others")
@@ -186,13 +200,35 @@ class Edit:
         if not isinstance(known, str):
             raise NPTError(f"{path} is damaged: its id is of the wrong kind")
         fields = {k: metadata[k] for k in (*expected, "alpha", "report")}
-        return cls(factors=factors, keys=keys, rho=rho, id=known, **fields)
+        return cls(factors=factors, keys=keys, rho=rho, units=units, id=known, **fields)
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """sha256 over everything that an edit file holds."""
     header = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256((content_hash(dict(tensors)) + header).encode()).hexdigest()
+
+
+def read_units(path: Path, tensors: Mapping[str, Tensor]) -> dict[int, Units]:
+    """The gated units in a file's tensors. Raises NPTError, naming `path`, if a name, a shape or a value is wrong."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        m = re.fullmatch(r"layers\.(\d+)\.units\.(\w+)", name)
+        if m is None or m[2] not in Units._fields:
+            raise NPTError(f"{path} is damaged: unexpected tensor {name!r} of shape {tuple(tensor.shape)}")
+        parts.setdefault(int(m[1]), {})[m[2]] = tensor
+    units: dict[int, Units] = {}
+    for layer, found in sorted(parts.items()):
+        if found.keys() != set(Units._fields):
+            raise NPTError(f"{path} is damaged: the units of layer {layer} are not whole")
+        u = Units(**found)
+        n, d = u.A.shape if u.A.dim() == 2 else (0, 0)
+        if n == 0 or [t.shape for t in u] != [(n, d), (n, d), (n,), (d,), (n, d)] or not bool((u.width > 0).all()):
+            raise NPTError(f"{path} is damaged: the units of layer {layer} do not fit together")
+        if not all(torch.isfinite(t).all() for t in u):
+            raise NPTError(f"{path} is damaged: the units of layer {layer} are not finite")
+        units[layer] = u
+    return units
 
 
 def write_factors(factors: Mapping[Place, Factors]) -> dict[str, Tensor]:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ..config import Place
 from ..errors import NPTError
 from ..structure import decoder_layers, mlp_of, projection
+from ..surgery import GATED_UNITS
 from .edit import Edit, Factors
 from .joint_solve import active_factors, edits_by_place
+from .units import GatedUnits, Units, install
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,8 @@ class Change:
     weights: Mapping[Place, Tensor]
     pristine: Mapping[Place, Tensor]
     """the base's own tensors of every place that is edited afterwards"""
+    units: Mapping[int, GatedUnits | None]
+    """the gated units of the layers in which they change; None where there are none afterwards"""
     active: tuple[Edit, ...]
 
 
@@ -58,22 +62,45 @@ class Ledger:
         Raises NPTError if an edit does not fit.
         """
         wanted = tuple(sorted(edits, key=lambda e: (e.sequence, e.name)))
+        known = {id(e) for e in self.active}
         for edit in wanted:
-            check_places(self._model, edit.factors, f"edit {edit.name!r}")
+            if id(edit) not in known:
+                check_places(self._model, edit.factors, f"edit {edit.name!r}")
+                self._check_units(edit)
         self._follow()
-        before, after = edits_by_place(self.active), edits_by_place(wanted)
+        before, after = (edits_by_place([e for e in es if not e.units]) for es in (self.active, wanted))
         changed = {p for p in before.keys() | after.keys() if _sources(before, p) != _sources(after, p)}
-        factors = active_factors(wanted) if changed else {}
+        factors = active_factors([e for e in wanted if not e.units]) if changed else {}
         pristine = {p: self._pristine.get(p, self._weight(p).data) for p in after}
         weights = {p: edited(pristine[p], factors[p]) if p in after else self._pristine[p] for p in sorted(changed)}
-        return Change(weights, pristine, wanted)
+        return Change(weights, pristine, self._staged_units(wanted), wanted)
+
+    def _staged_units(self, wanted: Sequence[Edit]) -> dict[int, GatedUnits | None]:
+        """Of the layers whose units change, all units that they have afterwards, in the order of the edits."""
+        before, after = units_by_layer(self.active), units_by_layer(wanted)
+        found: dict[int, GatedUnits | None] = {}
+        for layer in sorted(before.keys() | after.keys()):
+            old, new = before.get(layer, []), after.get(layer, [])
+            if list(map(id, old)) != list(map(id, new)):
+                found[layer] = stacked(old, new, self._units(layer), self._weight((layer, "gate"))) if new else None
+        return found
+
+    def _check_units(self, edit: Edit) -> None:
+        for layer, u in edit.units.items():
+            if layer >= len(self._layers):
+                raise NPTError(f"edit {edit.name!r} changes layer {layer}, which the model does not have")
+            if (width := self._weight((layer, "gate")).shape[1]) != u.A.shape[1]:
+                raise NPTError(
+                    f"edit {edit.name!r} has units of width {u.A.shape[1]} at layer {layer}; the model's is {width}"
+                )
 
     def commit(self, change: Change) -> Change:
         """Swaps a change in, and returns the one that takes it back.
 
         An interrupt in the middle of the swap takes it back before it is raised: the weights are never half an edit.
         """
-        back = Change({p: self._weight(p).data for p in change.weights}, dict(self._pristine), self.active)
+        units = {layer: self._units(layer) for layer in change.units}
+        back = Change({p: self._weight(p).data for p in change.weights}, dict(self._pristine), units, self.active)
         try:
             self._swap(change)
         except BaseException:
@@ -82,8 +109,19 @@ class Ledger:
         return back
 
     def is_exact(self) -> bool:
-        """Whether every edited weight is, bit for bit, the pristine one plus the active edits, computed anew."""
-        factors = active_factors(self.active)
+        """Whether every edited weight is, bit for bit, the pristine one plus the active edits, computed anew, and every
+        layer's units those of the active edits."""
+        units = units_by_layer(self.active)
+        for layer in range(len(self._layers)):
+            module = self._units(layer)
+            if (module is None) != (layer not in units):
+                return False
+            if module is not None:
+                anew = stacked([], units[layer], None, self._weight((layer, "gate"))).to(module.A.dtype)
+                pairs = zip(module.buffers(), anew.buffers(), strict=True)
+                if not all(torch.equal(a, b) for a, b in pairs):
+                    return False
+        factors = active_factors([e for e in self.active if not e.units])
         return factors.keys() == self._pristine.keys() and all(
             torch.equal(self._weight(p).data, edited(pristine, factors[p])) for p, pristine in self._pristine.items()
         )
@@ -96,7 +134,8 @@ class Ledger:
     def unedited(self) -> Iterator[None]:
         """The pristine weights, while it lasts; nothing is computed."""
         self._follow()
-        back = self.commit(Change(dict(self._pristine), {}, ()))
+        none = dict.fromkeys(units_by_layer(self.active))
+        back = self.commit(Change(dict(self._pristine), {}, none, ()))
         try:
             yield
         finally:
@@ -105,6 +144,8 @@ class Ledger:
     def _swap(self, change: Change) -> None:
         for place, data in change.weights.items():
             self._weight(place).data = data
+        for layer, units in change.units.items():
+            install(mlp_of(self._layers[layer]), units)
         self._pristine, self.active = dict(change.pristine), change.active
 
     def _follow(self) -> None:
@@ -113,6 +154,10 @@ class Ledger:
             weight = self._weight(place)
             if (weight.device, weight.dtype) != (pristine.device, pristine.dtype):
                 self._pristine[place] = pristine.to(weight)
+
+    def _units(self, layer: int) -> GatedUnits | None:
+        found: GatedUnits | None = getattr(mlp_of(self._layers[layer]), GATED_UNITS, None)
+        return found
 
     def _weight(self, place: Place) -> Tensor:
         return weight_at(self._layers, place)
@@ -142,6 +187,47 @@ def check_places(model: nn.Module, factors: Mapping[Place, Factors], what: str) 
                 f"{what} changes a {B.shape[0]} x {A.shape[1]} weight at layer {layer}, {site}; the model's is "
                 f"{tuple(weight.shape)}"
             )
+
+
+def units_by_layer(edits: Sequence[Edit]) -> dict[int, list[Units]]:
+    """The units of edits in each layer, in the given order."""
+    found: dict[int, list[Units]] = {}
+    for edit in edits:
+        for layer, units in edit.units.items():
+            found.setdefault(layer, []).append(units)
+    return found
+
+
+@torch.no_grad()
+def stacked(old: Sequence[Units], new: Sequence[Units], had: GatedUnits | None, like: Tensor) -> GatedUnits:
+    """`new` as one module on the device of `like`; `had` holds `old`, and what is in both is taken from there.
+
+    The time that adding or removing one edit takes hardly depends on the others: rows are copied, nothing is solved.
+    Raises NPTError if the units were made with different constant directions.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    first = new[0].up
+    for u in new:
+        if u.up is not first and not torch.allclose(u.up, first, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+            raise NPTError("these edits were made with different statistics of their base; make them again")
+
+    def put(t: Tensor) -> Tensor:
+        return t.to(like.device, dtype)
+
+    at = {id(u): i for i, u in enumerate(old)}
+    kept = [u for u in new if id(u) in at]
+    up = put(first)
+    if had is None or had.A.dtype != dtype or not kept or [id(u) for u in new[: len(kept)]] != list(map(id, kept)):
+        return GatedUnits(*(put(torch.cat([u[i] for u in new])) for i in range(3)), up)
+    starts = torch.tensor([0, *(len(u.A) for u in old)]).cumsum(0).tolist()
+    rows = [row for u in kept for row in range(starts[at[id(u)]], starts[at[id(u)] + 1])]
+    index = torch.tensor(rows, device=like.device)
+    tensors = [had.A, had.V, had.width]
+    if len(rows) < len(had.A):
+        tensors = [t[index] for t in tensors]
+    if len(kept) < len(new):
+        tensors = [torch.cat([t, *(put(u[i]) for u in new[len(kept) :])]) for i, t in enumerate(tensors)]
+    return GatedUnits(*tensors, up)
 
 
 @torch.no_grad()
