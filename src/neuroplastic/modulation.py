@@ -20,6 +20,7 @@ __all__ = [
     "compress",
     "effective_number",
     "frobenius_norm",
+    "gate_response",
     "gated_effect",
     "inner_product",
     "modulate_activation",
@@ -57,9 +58,13 @@ def gated_effect(x: Tensor, A: Tensor, up: Tensor, width: Tensor, V: Tensor) -> 
     x [..., d], A [n, d] the rows a_i, up [d] the direction b, width [n] the w_i > 0, V [n, d] the v_i -> [..., d].
     Where every p_i <= 0 the result is exactly 0.
     """
-    p, u = x @ A.T, (x @ up)[..., None]
-    phi = u * torch.minimum(p.clamp_min(0), (width * u).clamp_min(0)) / width
-    return phi @ V
+    return gate_response(x @ A.T, (x @ up)[..., None], width) @ V
+
+
+def gate_response(p: Tensor, u: Tensor, width: Tensor) -> Tensor:
+    """phi = u min(max(p, 0), w u) / w, of tensors that broadcast against each other: 0 for p <= 0, and 1 for p >= w
+    where u = 1."""
+    return u * torch.minimum(p.clamp_min(0), (width * u).clamp_min(0)) / width
 
 
 def self_gram(z: Tensor, k: int) -> Tensor:

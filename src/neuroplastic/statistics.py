@@ -7,7 +7,7 @@ Edits are solved under C (docs/how-it-works.md): directions that ordinary text u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,25 @@ Find = Callable[[Sequence[At]], dict[At, Tensor]]
 READS: dict[Site, Input] = {"gate": "x", "up": "x", "down": "m"}
 RIDGE = 1e-4
 """Added to C's diagonal, in units of its mean: C from some thousand tokens has directions with almost no weight."""
+
+SAMPLED_ROWS = 32
+"""Rows of ordinary text whose every token is kept, to be compared with keys."""
+CONSTANT_RIDGE = 1e-3
+"""Of the constant direction, in units of the Gram matrix' mean diagonal."""
+
+
+class TextInputs(NamedTuple):
+    """What the MLP of one layer reads on ordinary text."""
+
+    x: Tensor
+    """[rows, T, d], at every token, the first one of each row included"""
+    b: Tensor
+    """the constant direction [d]"""
+    spread: float
+    """standard deviation of b . x, whose mean is 1"""
+
+    def to(self, device: torch.device) -> TextInputs:
+        return TextInputs(self.x.to(device), self.b.to(device), self.spread)
 
 
 class Whitening:
@@ -93,6 +112,65 @@ def inverse_covariances(
             found[at] = _inverse(C)
             write_tensors(paths[at], {"inverse": found[at]}, {"base": base_hash, "ridge": RIDGE})
     return found
+
+
+@torch.no_grad()
+def inputs_on_text(
+    model: PreTrainedModel,
+    parts: Sequence[LayerParts],
+    text: Callable[[], Tensor],
+    base_hash: str,
+    layers: Sequence[int],
+) -> dict[int, TextInputs]:
+    """What the MLP of each of these layers reads on SAMPLED_ROWS rows of `text` (N, T): from the cache, or read in one
+    pass and put there.
+
+    `model` must be the unedited base whose hash is `base_hash`, `parts` all of its layers.
+    """
+    folder = cache_dir() / "statistics" / base_hash[:16]
+    paths = {layer: folder / f"inputs_{layer}.safetensors" for layer in layers}
+    found: dict[int, TextInputs] = {}
+    for layer, path in paths.items():
+        if path.exists():
+            tensors, metadata = read_tensors(path)
+            width = projection(parts[layer].mlp, "gate").in_features
+            x, b = tensors.get("x"), tensors.get("b")
+            fits = x is not None and b is not None and x.dim() == 3 and x.shape[2:] == b.shape == (width,)
+            if not fits or metadata.get("base") != base_hash:
+                raise NPTError(f"{path} does not belong to this model; delete it and it is measured again")
+            assert x is not None
+            assert b is not None
+            found[layer] = TextInputs(x.to(model.device), b.to(model.device), float(metadata["spread"]))
+    if missing := [layer for layer in layers if layer not in found]:
+        rows = text()[:SAMPLED_ROWS]
+        read: dict[int, list[Tensor]] = {layer: [] for layer in missing}
+
+        def keep(layer: int, z: Tensor, output: Tensor) -> None:
+            read[layer].append(z.to(torch.promote_types(z.dtype, torch.float32)))
+
+        modules = {layer: projection(parts[layer].mlp, "gate") for layer in missing}
+        with mode(model, "standard"):
+            for some in torch.split(rows, 8):
+                read_until(model, modules, keep, input_ids=some)
+        for layer, states in read.items():
+            x = torch.cat(states)
+            b, spread = constant_direction(x)
+            found[layer] = TextInputs(x, b, spread)
+            write_tensors(paths[layer], {"x": x, "b": b}, {"base": base_hash, "spread": spread})
+    return found
+
+
+def constant_direction(x: Tensor) -> tuple[Tensor, float]:
+    """b with b . x near 1 for what an MLP reads on ordinary text, by ridge regression, and the standard deviation of
+    b . x. x [rows, T, d], the first position of each row left out -> [d].
+
+    A norm before the MLP makes it possible: it fixes the length of x.
+    """
+    X = x[:, 1:].flatten(0, 1).double()
+    gram = X.T @ X
+    ridge = CONSTANT_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    b = torch.linalg.solve(gram + ridge, X.sum(0))
+    return b.to(x.dtype), float((X @ b).std())
 
 
 @torch.no_grad()

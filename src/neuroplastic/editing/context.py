@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -15,12 +15,13 @@ from ..config import Place, Site
 from ..console import Progress
 from ..errors import NPTError
 from ..modulation import compress, frobenius_norm
-from ..statistics import Whitening
+from ..statistics import TextInputs, Whitening
 from ..structure import LayerParts, projection
 from ..text.tokens import context_length
 from .edit import Factors
 from .fact import Fact
 from .targets import Row, rows_of
+from .units import Units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,18 @@ class EditContext:
     """the network that method `learned` asks, or None if the model has none"""
     unedited: Callable[[], AbstractContextManager[None]]
     """while it lasts, the model has none of its edits"""
+    inputs: Callable[[Sequence[int]], dict[int, TextInputs]] = lambda layers: {}
+    """what the unedited MLPs of some layers read on ordinary text"""
+    unit_keys: Mapping[int, Tensor] = field(default_factory=dict)
+    """per layer, the keys [n, d] of the gated units that are there"""
+
+    def beside(self, keys: Mapping[int, Tensor]) -> EditContext:
+        """The same, with further keys of gated units by layer [n, d]."""
+        joined = {
+            layer: torch.cat([self.unit_keys[layer].to(k), k]) if layer in self.unit_keys else k
+            for layer, k in keys.items()
+        }
+        return replace(self, unit_keys=joined)
 
     def prefixes(self, count: int) -> list[list[int]]:
         """Beginnings of unrelated texts, four to ten tokens long."""
@@ -89,6 +102,8 @@ class Solution:
     """for the edit's report"""
     rho: float | None = None
     """the ridge of the joint solution with other edits; None for an edit that is added as it is"""
+    units: dict[int, Units] = field(default_factory=dict)
+    """the gated form, if the method has one: then the factors are for adapters alone"""
 
 
 def check_facts_with_prefixes(
@@ -125,7 +140,10 @@ def finished(solution: Solution, alpha: float, rank: int | None) -> Solution:
         # contiguous and in order, as they will be read from the file: products depend on the layout in the last bit
         factors[layer, site] = Factors(_fresh(A), _fresh(B))
     keys = {place: _fresh(k) for place, k in sorted(solution.keys.items())}
-    return replace(solution, factors=factors, keys=keys)
+    units = {layer: u._replace(V=_fresh(u.V * alpha)) for layer, u in sorted(solution.units.items())}
+    if not all(torch.isfinite(t).all() for u in units.values() for t in u):
+        raise NPTError("the units of the edit are not finite; nothing was changed")
+    return replace(solution, factors=factors, keys=keys, units=units)
 
 
 def acting(

@@ -35,9 +35,10 @@ from .edit import Edit, check_name, is_taken, name_from
 from .fact import Fact, fact_of
 from .inject_options import InjectOptions, Method
 from .injector import Injector, find_injector
+from .ledger import units_by_layer
 from .measured_model import MeasuredModel
 from .methods import default_methods
-from .methods.learned import is_joint
+from .methods.learned import is_gated, is_joint
 from .plan import Plan, plan_all, plan_facts
 from .recall import Query, Recall
 from .replacement import Replacements
@@ -352,7 +353,9 @@ class EditableModel(MeasuredModel):
             }
             options = plan.options
             made = (name, fact.statement, options.chosen_method, options.strength, self.sha256, 0, now)
-            edits.append(self._at_home(Edit(*made, solution.factors, report, solution.keys, solution.rho)))
+            edits.append(
+                self._at_home(Edit(*made, solution.factors, report, solution.keys, solution.rho, solution.units))
+            )
         return edits
 
     def _context(self, plan: Plan) -> EditContext:
@@ -363,8 +366,12 @@ class EditableModel(MeasuredModel):
         text = self.more_text if is_joint(plan.method) else self.text[0]
         if options.source != "token":
             self.whitening.prepare((p.index, site) for p in parts for site in sites)
+        if is_gated(plan.method):
+            self.whitening.prepare((layer, "gate") for layer in plan.layers)
+            self.inputs(plan.layers)
         held, whitening = _keys(self.edits), self.whitening
-        return EditContext(self.model, self.tokenizer, parts, sites, whitening, text, held, injector, self.unedited)
+        more = (held, injector, self.unedited, self.inputs, _unit_keys(self.edits))
+        return EditContext(self.model, self.tokenizer, parts, sites, whitening, text, *more)
 
     def _names(self, facts: Sequence[Fact], wanted: Sequence[str | None]) -> list[str]:
         """A free name for each fact: the wanted one, or one made from the statement."""
@@ -486,6 +493,11 @@ def _keys(edits: Sequence[Edit]) -> dict[Place, Tensor]:
         for place, keys in edit.keys.items():
             found.setdefault(place, []).append(keys)
     return {place: torch.cat(keys) for place, keys in found.items()}
+
+
+def _unit_keys(edits: Sequence[Edit]) -> dict[int, Tensor]:
+    """The keys of all gated units by layer."""
+    return {layer: torch.cat([u.K for u in units]) for layer, units in units_by_layer(edits).items()}
 
 
 def _recalled(known: Recall, when: str) -> dict[str, float]:

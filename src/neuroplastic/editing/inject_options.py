@@ -69,6 +69,10 @@ class InjectOptions:
     """For learned: take the injector's update as it is, with gradient steps only if it does not give the answer. It is
     several times as fast, but locality and ordinary text suffer, and many such edits disturb each other."""
 
+    ungated: bool = False
+    """For learned: change the weights of projections, which answer a little to every token, instead of adding units
+    that act only where the fact's subject is read. Adapters are made of it; many such edits disturb each other."""
+
     def __post_init__(self) -> None:
         for field, choices in (("method", (*get_args(Method), None)), ("start", get_args(Start))):
             if getattr(self, field) not in choices:
@@ -87,6 +91,8 @@ class InjectOptions:
                     raise NPTError(f"{field} has no meaning with an injector, which was trained for its own")
         if self.consistent and self.keep_both:
             raise NPTError("consistent refuses what keep_both allows; give one of them")
+        if self.ungated and self.method not in ("learned", None):
+            raise NPTError("ungated goes with method 'learned' alone: the others make no gated units")
         if self.quick and self.method not in ("learned", None):
             raise NPTError("quick goes with method 'learned' alone")
         if any(not sentence.strip() for sentence in self.keep):
@@ -112,6 +118,11 @@ class InjectOptions:
         if self.method is None:
             return not (self.layers or self.sites or self.rank or self.keep)
         return self.source == "learned"
+
+    @property
+    def gated(self) -> bool:
+        """Whether the edit is one of gated units."""
+        return self.method == "learned" and not self.ungated
 
     @property
     def chosen_method(self) -> Method:

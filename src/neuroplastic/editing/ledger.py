@@ -218,16 +218,17 @@ def stacked(old: Sequence[Units], new: Sequence[Units], had: GatedUnits | None, 
     kept = [u for u in new if id(u) in at]
     up = put(first)
     if had is None or had.A.dtype != dtype or not kept or [id(u) for u in new[: len(kept)]] != list(map(id, kept)):
-        return GatedUnits(*(put(torch.cat([u[i] for u in new])) for i in range(3)), up)
+        A, V, width = (put(torch.cat([u[i] for u in new])) for i in range(3))
+        return GatedUnits(A, V, width, up)
     starts = torch.tensor([0, *(len(u.A) for u in old)]).cumsum(0).tolist()
     rows = [row for u in kept for row in range(starts[at[id(u)]], starts[at[id(u)] + 1])]
     index = torch.tensor(rows, device=like.device)
-    tensors = [had.A, had.V, had.width]
-    if len(rows) < len(had.A):
-        tensors = [t[index] for t in tensors]
-    if len(kept) < len(new):
-        tensors = [torch.cat([t, *(put(u[i]) for u in new[len(kept) :])]) for i, t in enumerate(tensors)]
-    return GatedUnits(*tensors, up)
+
+    def renewed(i: int, t: Tensor) -> Tensor:
+        t = t[index] if len(rows) < len(t) else t
+        return torch.cat([t, *(put(u[i]) for u in new[len(kept) :])]) if len(kept) < len(new) else t
+
+    return GatedUnits(renewed(0, had.A), renewed(1, had.V), renewed(2, had.width), up)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NPTError
 from ..files import content_hash
-from ..statistics import At, Whitening, inverse_covariances
+from ..statistics import At, TextInputs, Whitening, inputs_on_text, inverse_covariances
 from ..structure import LayerParts, decoder_layers, inspect_layers
 from ..surgery import base_state, mode
 from ..text.perplexity import perplexity
@@ -38,6 +38,7 @@ class MeasuredModel:
         self._model, self._tokenizer = model, tokenizer
         self.ledger = Ledger(model)
         self._perplexity: tuple[tuple[Edit, ...], float] | None = None
+        self._inputs: dict[int, TextInputs] = {}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -85,7 +86,7 @@ class MeasuredModel:
     @cached_property
     def parts(self) -> list[LayerParts]:
         """The wiring of every layer, plastic or not."""
-        with mode(self.model, "standard"):
+        with self.unedited(), mode(self.model, "standard"):
             return inspect_layers(self.model, range(len(decoder_layers(self.model))))
 
     @property
@@ -108,6 +109,13 @@ class MeasuredModel:
                 return inverse_covariances(self.model, self.parts, lambda: self.text[0], self.sha256, wanted)
 
         return Whitening(find=find)
+
+    def inputs(self, layers: Sequence[int]) -> dict[int, TextInputs]:
+        """What the unedited MLPs of some layers read on ordinary text: measured once, then cached on disk."""
+        if missing := [layer for layer in layers if layer not in self._inputs]:
+            with self.unedited():
+                self._inputs |= inputs_on_text(self.model, self.parts, lambda: self.text[0], self.sha256, missing)
+        return {layer: self._inputs[layer].to(self.model.device) for layer in layers}
 
     @cached_property
     def more_text(self) -> Tensor:

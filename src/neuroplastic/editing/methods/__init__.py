@@ -41,7 +41,7 @@ def decide(methods: Mapping[Method, EditMethod], options: InjectOptions, num_fac
         raise NPTError(f"there is no method {missing[0]!r}; there are {', '.join(methods)}")
     found = methods[options.source]
     if isinstance(found, Learned):
-        found = found.decided(num_facts, options.quick)
+        found = found.decided(num_facts, options.quick, options.gated)
     elif _can_keep(found):
         found = _keeping(found, options.keep)
     if options.source != options.chosen_method:

@@ -30,6 +30,7 @@ from ...capture import adding
 from ...config import Place
 from ...console import Progress
 from ...errors import NPTError
+from ...modulation import gate_response
 from ...structure import projection
 from ...text.tokens import encode_after, start_token, tokens_through
 from ..context import EditContext, EditMethod, Solution
@@ -38,6 +39,8 @@ from ..fact import Fact, Wording
 from ..injector import Injector, Reading, Subject, at_the_end, check_statements, read_statements
 from ..joint_solve import joint_rows
 from ..targets import Past, Reader, Row
+from ..thresholds import Gates, Gating, Name, closed, find_gates
+from ..units import Units
 from .correction import AnswerScores, Corrected, GradientSteps, correct
 from .joint_batch import JointBatch, TokenizedQuestion, solve_jointly
 from .refine import Refine
@@ -54,6 +57,11 @@ class TokenizedFact(NamedTuple):
     question: list[int]
     answer: list[int]
     subject: Subject | None
+
+
+def is_gated(method: EditMethod) -> bool:
+    """Whether a method makes gated units."""
+    return isinstance(method, Learned) and method.gated
 
 
 def is_joint(method: EditMethod) -> bool:
@@ -81,16 +89,24 @@ class Learned:
     """parts of the proposed values that a quick edit tries"""
     quick_probability: float = 0.95
     """of the answer, per token, for which a quick edit needs no more strength"""
+    gated_strengths: tuple[float, ...] = (0.55, 0.7, 0.85, 1.0)
+    """the same parts for a gated edit, which a value acts in fully"""
+    gated_probability: float = 0.97
+    """the same probability for a gated edit"""
     least_probability: float = 0.8
     """if no strength gives the answer this probability, a quick edit takes gradient steps, too"""
     batch_size: int = 32
     """wordings read at once"""
+    gated: bool = True
+    """make gated units: with them, each fact is taught as with `quick`, and alone"""
+    gating: Gating = field(default_factory=Gating)
     steps: GradientSteps = field(default_factory=GradientSteps)
     joint_batch: JointBatch = field(default_factory=JointBatch)
 
-    def decided(self, num_facts: int, quick: bool) -> Learned:
-        """For a number of facts in one call: quick or not, and jointly or one by one."""
-        return replace(self, quick=quick, joint=num_facts >= self.joint_batch.min_facts and not quick)
+    def decided(self, num_facts: int, quick: bool, gated: bool) -> Learned:
+        """For a number of facts in one call: gated or not, and without gates jointly or one by one, quick or not."""
+        joint = num_facts >= self.joint_batch.min_facts and not (quick or gated)
+        return replace(self, quick=quick or gated, joint=joint, gated=gated)
 
     def check(
         self,
@@ -123,6 +139,7 @@ class Learned:
         )
         strength, steps = (torch.zeros(len(facts), dtype=t, device="cpu") for t in (torch.float64, torch.long))
         done = 0
+        units: list[dict[int, Units]] = [{} for _ in facts]
         with context.unedited():
             for some in _batches(tokenized, self.batch_size):
                 n, w = len(some), len(tokenized[some[0]])
@@ -135,8 +152,15 @@ class Learned:
                 keys[some], values[some] = K, V
                 if not self.joint:
                     at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
-                    trial = _Trial(self, context, wordings, at, injector.rows(K, context.whitening))
+                    gates = None
+                    if self.gated:
+                        gates = self._gates(context, [facts[i] for i in some], wordings, at)
+                        context = context.beside(gates.keys)
+                    trial = _Trial(self, context, wordings, at, injector.rows(K, context.whitening), gates)
                     values[some], strength[some], steps[some] = trial.solved(V, reading)
+                    if gates is not None:
+                        for j, i in enumerate(some):
+                            units[i] = gates.units(j, values[i])
                 done += n
                 if progress is not None:
                     progress(done, len(facts))
@@ -154,11 +178,39 @@ class Learned:
                 {place: K[i : i + 1] for i, place in enumerate(places)},
                 {"strength": s, "steps": n},
                 config.ridge,
+                own,
             )
-            for A, K, V, s, n in zip(
-                rows.cpu(), keys.cpu(), values.cpu(), strength.tolist(), steps.tolist(), strict=True
+            for A, K, V, s, n, own in zip(
+                rows.cpu(), keys.cpu(), values.cpu(), strength.tolist(), steps.tolist(), units, strict=True
             )
         ]
+
+    def _gates(
+        self, context: EditContext, facts: Sequence[Fact], wordings: Sequence[TokenizedFact], at: Sequence[int]
+    ) -> Gates:
+        """The gates of n facts; `wordings` and `at` as `_Trial` has them. Raises NPTError for facts without units."""
+        n, layers = len(facts), _needed(context.injector).config.layers
+        names = [[_name(context, wordings[j], at[j]) for j in range(i, len(wordings), n)] for i in range(n)]
+        gates = find_gates(context, layers, names, self.gating)
+        if without := closed(gates, self.gating):
+            listed = ", ".join(repr(facts[i].statement) for i in without[:3])
+            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+            raise NPTError(
+                f"the subject of {listed}{more} reads like ordinary text, and an edit would act there too; give its "
+                "whole name by --subject, word the statement so that the name is longer, or take --ungated"
+            )
+        return gates
+
+
+def _name(context: EditContext, t: TokenizedFact, at: int) -> Name:
+    """The subject whose last token is at `at`, counted with the start token. What its name ends in is known where the
+    subject's beginning is."""
+    through, end = t.question[:at], t.question[at:at]
+    if t.subject is not None and t.subject.first <= at <= t.subject.last:
+        own = t.question[t.subject.first - 1 : at]
+        begins = [i for i, token in enumerate(own) if context.tokenizer.decode([token]).startswith(" ")]
+        end = own[-1:] if begins and 0 < begins[-1] == len(own) - 1 else []
+    return Name(through, end)
 
 
 def _needed(injector: Injector | None) -> Injector:
@@ -189,12 +241,20 @@ class _Trial:
     """Facts to be tried with the updates v a^T that they ask for."""
 
     def __init__(
-        self, how: Learned, context: EditContext, tokenized: Sequence[TokenizedFact], at: Sequence[int], A: Tensor
+        self,
+        how: Learned,
+        context: EditContext,
+        tokenized: Sequence[TokenizedFact],
+        at: Sequence[int],
+        A: Tensor,
+        gates: Gates | None,
     ):
         """`tokenized` is the first wording of each of n facts, then the second of each, and so on; `at` is the position
         of each one's key, counted with the start token; A [n, L, f]."""
         assert context.injector is not None
-        self.how, self.context, self.tokenized, self.at, self.A = how, context, tokenized, at, A
+        self.how, self.context, self.tokenized, self.at, self.A, self.gates = how, context, tokenized, at, A, gates
+        self.tried = how.quick_strengths if gates is None else how.gated_strengths
+        self.enough = how.quick_probability if gates is None else how.gated_probability
         self.layers = context.injector.config.layers
         self.wordings = len(tokenized) // len(A)
         self.parts = [p for p in context.parts if p.index in self.layers]
@@ -220,19 +280,19 @@ class _Trial:
     def strengths(self, V: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
         """For each fact's values V [n, L, d] the smallest of `quick_strengths` at which its answer has
         `quick_probability` in each wording, else the largest; and the probability there [n]."""
-        k, n, w = len(self.how.quick_strengths), len(V), self.wordings
+        k, n, w = len(self.tried), len(V), self.wordings
         rows = [self._row(t) for _ in range(k) for t in range(w * n)]
         at = torch.tensor(self.at, device=V.device)
         before = (torch.arange(reading.statement.shape[1], device=V.device) < at[:, None]).long()
         longest = max(len(r.ids) - r.first for r in rows)
         reader = Reader(self.context.model, self.parts, ("down",), rows, Past.of(reading.cache, before, longest, k))
-        scaled = (V.new_tensor(self.how.quick_strengths)[:, None, None, None] * V.repeat(w, 1, 1)).flatten(0, 1)
-        with self._adding(self.A.repeat(k * w, 1, 1), scaled):
+        scaled = (V.new_tensor(self.tried)[:, None, None, None] * V.repeat(w, 1, 1)).flatten(0, 1)
+        with self._adding(torch.arange(n, device=V.device).repeat(k * w), scaled):
             probability = reader.of_answers(reader.read()).view(k, w, n).amin(1).exp()
-        enough = probability >= self.how.quick_probability
+        enough = probability >= self.enough
         enough[-1] = True
         smallest = enough.int().argmax(0)
-        chosen = torch.tensor(self.how.quick_strengths, dtype=torch.float64, device=V.device)[smallest]
+        chosen = torch.tensor(self.tried, dtype=torch.float64, device=V.device)[smallest]
         return chosen, probability[smallest, torch.arange(n, device=V.device)]
 
     def corrected(self, V: Tensor, which: list[int]) -> Corrected:
@@ -241,12 +301,12 @@ class _Trial:
         n, w = len(V), self.wordings
         rows = [self._row(j * n + i, b, whole=True) for b in beginnings for j in range(w) for i in which]
         reader, k = Reader(self.context.model, self.parts, ("down",), rows), len(beginnings) * w
-        A = self.A[which].repeat(k, 1, 1)
+        of = torch.tensor(which, device=V.device).repeat(k)
         with torch.no_grad():
             before = reader.read_on()[1]
 
         def scores(V: Tensor) -> AnswerScores:
-            with self._adding(A, V.repeat(k, 1, 1)):
+            with self._adding(of, V.repeat(k, 1, 1)):
                 answers, after = reader.read_on()
             strayed = kl_div(after, before, reduction="none", log_target=True).sum(-1)
             return AnswerScores(reader.of_answers(answers).view(k, -1), strayed.view(k, -1))
@@ -259,16 +319,25 @@ class _Trial:
         ids = [start_token(self.context.tokenizer), *beginning, *t.question, *answer]
         return Row(ids, t.answer, [(len(beginning) + self.at[which], 0)], whole)
 
-    def _adding(self, A: Tensor, V: Tensor) -> AbstractContextManager[None]:
-        """While it lasts, each row has its own update: A [R, L, f], V [R, L, d]."""
+    def _adding(self, of: Tensor, V: Tensor) -> AbstractContextManager[None]:
+        """While it lasts, each row has the update of its own fact: of [R] the facts' numbers, V [R, L, d]."""
+        parts = {p.index: p for p in self.parts}
+        A, gates = self.A[of], self.gates
 
-        def term(i: int, z: Tensor) -> Tensor:
+        def linear(i: int, z: Tensor) -> Tensor:
             answered = torch.einsum("rtf,rf->rt", z.to(A), A[:, i])
             return answered[..., None] * V[:, i, None]
 
-        parts = {p.index: p for p in self.parts}
+        def gated(i: int, gates: Gates, x: Tensor) -> Tensor:
+            wide = x.to(gates.A)
+            p = torch.einsum("rtd,rd->rt", wide, gates.A[of, i])
+            phi = gate_response(p, wide @ gates.up[i], gates.width[of, i, None]) * gates.open[of, i, None]
+            return phi[..., None] * V[:, i, None]
+
+        if gates is not None:
+            return adding({parts[layer].mlp: partial(gated, i, gates) for i, layer in enumerate(self.layers)})
         downs = [projection(parts[layer].mlp, "down") for layer in self.layers]
-        return adding({down: partial(term, i) for i, down in enumerate(downs)})
+        return adding({down: partial(linear, i) for i, down in enumerate(downs)})
 
 
 def _subject(context: EditContext, wording: Wording, length: int) -> Subject | None:
