@@ -6,8 +6,8 @@ python benchmarks/learned.py [--data FOLDER] [--workspace W] [--quick] [--record
 Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $NPT_DATA; no injector that comes with the
 package was trained on their subjects. --first leaves that number of records out, those that are reported on, to choose
 on others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: numbers of edits in place, made in one
-call, first in the joint solution as the ledger does and then merely added up; CounterFact edits come first, zsRE's fill
-up, and a sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of
+call, first as gated units and then as the joint solution of their ungated form; CounterFact edits come first, zsRE's
+fill up, and a sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of
 held-out text that the model wrote, and on as many of general_text.jsonl. The model writes freely about --asked records,
 or not at all with 0. Prints what was measured, and which bars are met. With --report, an interrupted run continues from
 there.
@@ -31,7 +31,6 @@ from torch import Tensor
 import neuroplastic as npt
 from baselines.data import records_file
 from neuroplastic.console import Terminal, progress
-from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.fact import asked
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
@@ -45,7 +44,7 @@ from neuroplastic.evaluation.suites import SUITES
 from neuroplastic.evaluation.summary import Interval, harmonic, summary
 from neuroplastic.text.tokens import read_texts, windows
 
-HOW = ("together", "added", "unedited")
+HOW = ("gated", "ungated", "unedited")
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def in_place(
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
             evaluator.remember(some)
-            for how, edits in zip(HOW, (placed, [_added(e) for e in placed], []), strict=True):
+            for how, edits in zip(HOW, (placed, [e.ungated for e in placed], []), strict=True):
                 with engine.only(edits):
                     figures = summary([evaluator.ask(r) for r in some], suite.parts_of_s, options.seed)
                     found.append(InPlace(size, how, figures, *written.drift(), *read.drift()))
@@ -252,15 +251,11 @@ def bars(found: dict[str, Any]) -> dict[str, bool]:
         bar("edits a second, a hundred at once", found["time"]["per_second_together"], 20)
     measured = {(c["edits"], c["how"]): c for c in found.get("kept", ())}
     for edits, share, drift in ((100, 0.92, 0.03), (1000, 0.80, 0.10)):
-        if (edits, "together") in measured:
-            c, base = measured[edits, "together"], measured[edits, "unedited"]["figures"]
+        if (edits, "gated") in measured:
+            c, base = measured[edits, "gated"], measured[edits, "unedited"]["figures"]
             bar(f"{edits} edits, S of its ceiling", c["figures"]["S"][0] / harmonic(1, 1, base["NS"][0]), share)
             limit(f"{edits} edits, rise of perplexity", c["perplexity"], drift)
     return checked
-
-
-def _added(edit: Edit) -> Edit:
-    return replace(edit, rho=None)
 
 
 def show(found: dict[str, Any]) -> None:

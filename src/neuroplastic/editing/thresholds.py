@@ -54,8 +54,8 @@ class Gating:
     name_share: float = 0.35
     """of the way from the match of the name's end alone to that of the whole name, a threshold is at least here"""
     name_highest: float = 0.75
-    """and this alone raises no threshold above this share of the subject's lowest match: the end of a name may well stand
-    for it"""
+    """and this alone raises no threshold above this share of the subject's lowest match: the end of a name may well
+    stand for it"""
     highest: float = 0.85
     """a threshold above this share of the subject's lowest match would shut it out: no unit in that layer"""
     width: float = 0.15
@@ -77,8 +77,8 @@ class Name:
     through: Sequence[int]
     """the wording's tokens from its beginning through the subject's last one, without the start token"""
     end: Sequence[int]
-    """the last word of a subject of several words, if the tokenizer has one token for it, as for a common word; else empty:
-    the end of a rare word stands for the name"""
+    """the last word of a subject of several words, if the tokenizer has one token for it, as for a common word; else
+    empty: the end of a rare word stands for the name"""
 
 
 @dataclass(frozen=True)

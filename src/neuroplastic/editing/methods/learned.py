@@ -89,7 +89,7 @@ class Learned:
     """parts of the proposed values that a quick edit tries"""
     quick_probability: float = 0.95
     """of the answer, per token, for which a quick edit needs no more strength"""
-    gated_strengths: tuple[float, ...] = (0.55, 0.7, 0.85, 1.0)
+    gated_strengths: tuple[float, ...] = (0.6, 0.8, 1.0, 1.3, 1.6)
     """the same parts for a gated edit, which a value acts in fully"""
     gated_probability: float = 0.97
     """the same probability for a gated edit"""
