@@ -7,8 +7,9 @@ Records of counterfact_dev.json and zsre_dev.json in --data, or in the folder $N
 package was trained on their subjects. --first leaves that number of records out, those that are reported on, to choose
 on others. Without --workspace, a fresh one of smollm2-135m in float32. --kept: numbers of edits in place, made in one
 call, first as gated units and then as the joint solution of their ungated form; CounterFact edits come first, zsRE's
-fill up, and a sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand tokens of
-held-out text that the model wrote, and on as many of general_text.jsonl. The model writes freely about --asked records,
+fill up, and a sample of --asked of those CounterFact records is asked, and perplexity is measured on two thousand
+tokens of held-out text that the model wrote, and on as many of general_text.jsonl. A fact that is refused by name is
+asked like the others. The model writes freely about --asked records,
 or not at all with 0. Prints what was measured, and which bars are met. With --report, an interrupted run continues from
 there.
 """
@@ -31,8 +32,10 @@ from torch import Tensor
 import neuroplastic as npt
 from baselines.data import records_file
 from neuroplastic.console import Terminal, progress
+from neuroplastic.editing.edit import Edit
 from neuroplastic.editing.engine import EditableModel
-from neuroplastic.editing.fact import asked
+from neuroplastic.editing.fact import Fact, asked
+from neuroplastic.errors import NotTeachable
 from neuroplastic.evaluation.edits import Row, evaluate, summarise
 from neuroplastic.evaluation.evaluator import Evaluator
 from neuroplastic.evaluation.methods import editing_method, injected
@@ -196,7 +199,7 @@ def in_place(
             if all((size, how) in known for how in HOW):
                 found += [known[size, how] for how in HOW]
                 continue
-            made = engine.make(facts[:size], chosen, [f"kept-{i}" for i in range(size)])
+            made = made_of(engine, facts[:size], chosen)
             placed = [replace(e, sequence=i) for i, e in enumerate(made, 1)]
             some = choose(list(first[:size]), options.asked, options.seed)
             evaluator.remember(some)
@@ -208,6 +211,16 @@ def in_place(
                     store.keep(found[-1])
                 step(len(found), len(HOW) * len(sizes))
     return found
+
+
+def made_of(engine: EditableModel, facts: Sequence[Fact], chosen: npt.InjectOptions) -> list[Edit]:
+    """The edits of all facts in one call, without those that are refused by name, which are printed."""
+    try:
+        return engine.make(facts, chosen, [f"kept-{i}" for i in range(len(facts))])
+    except NotTeachable as e:
+        print(f"{len(e.facts)} of {len(facts)} refused: {e}", file=sys.stderr)
+        refused = set(e.facts)
+        return made_of(engine, [f for i, f in enumerate(facts) if i not in refused], chosen)
 
 
 def text_of_people(engine: EditableModel, options: argparse.Namespace) -> Tensor:

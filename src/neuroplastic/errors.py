@@ -1,5 +1,9 @@
 """The exceptions that users are meant to see."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class NPTError(Exception):
     """Bad input or an unmet precondition. The message is one line: the cause, and the way out.
@@ -13,3 +17,12 @@ class CheckFailed(Exception):
 
     The command line prints it without a traceback and exits with 1.
     """
+
+
+class NotTeachable(NPTError):
+    """Some of the facts of a call cannot be taught in the way that was asked for; nothing was changed."""
+
+    def __init__(self, message: str, facts: Sequence[int]):
+        super().__init__(message)
+        self.facts = list(facts)
+        """their numbers in the call, from 0"""

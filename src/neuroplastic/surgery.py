@@ -276,6 +276,11 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if not {PLASTICITY, GATED_UNITS} & {*name.split(".")}}
 
 
+def edited_state(model: nn.Module) -> dict[str, Tensor]:
+    """The same with the units of gated edits, which are no tensors of the pretrained model."""
+    return {name: t for name, t in model.state_dict().items() if f".{PLASTICITY}." not in name}
+
+
 def _width(mlp: nn.Module) -> tuple[int, int]:
     gate = projection(mlp, "gate")
     return int(gate.in_features), int(gate.out_features)

@@ -18,7 +18,7 @@ def export(
     workspace: WorkspaceArg,
     dest: DestArg,
     *,
-    format: Literal["peft", "merged", "gguf", "delta"] = "peft",
+    format: Literal["peft", "merged", "widened", "gguf", "delta"] = "peft",
     edits: str | None = None,
     rank: int | None = None,
     tolerance: float = 1e-6,
@@ -31,14 +31,16 @@ def export(
         workspace: The workspace.
         dest: Folder to create.
         format: peft is a LoRA adapter for PEFT, transformers, vLLM and SGLang; merged a plain Hugging Face
-            checkpoint; gguf a LoRA for llama.cpp; delta the edits alone, for another workspace of the same base.
+            checkpoint; gguf a LoRA for llama.cpp: in these three, gated edits become changes of weights, which answer a
+            little to every token, and the report says what that costs. widened is a plain Hugging Face checkpoint whose
+            MLPs have gated edits as further neurons; delta the edits alone, for another workspace of the same base.
         edits: Names of active edits, separated by commas (default: all).
         rank: Rank of the adapter: 8, 16, 32, 64 or 128 (peft, gguf; default: the smallest that fits).
         tolerance: Share of the change's squared norm that a smaller rank may drop (peft, gguf).
-        dtype: Dtype of the checkpoint (merged; default: the workspace's).
+        dtype: Dtype of the checkpoint (merged, widened; default: the workspace's).
     """
     names = None if edits is None else [n.strip() for n in edits.split(",") if n.strip()]
-    for option, given, formats in (("--rank", rank, ("peft", "gguf")), ("--dtype", dtype, ("merged",))):
+    for option, given, formats in (("--rank", rank, ("peft", "gguf")), ("--dtype", dtype, ("merged", "widened"))):
         if given is not None and format not in formats:
             raise NPTError(f"{option} has no meaning with --format {format}; it goes with {', '.join(formats)}")
     ws = open_workspace(workspace)
@@ -52,6 +54,8 @@ def export(
                 report = exports.gguf(ws, dest, names, rank, tolerance)
             case "merged":
                 report = exports.merged(ws, dest, names, dtype)
+            case "widened":
+                report = exports.widened(ws, dest, names, dtype)
             case "delta":
                 report = exports.delta(ws, dest, names)
     return show_result(json, report.to_dict(), printing.export)

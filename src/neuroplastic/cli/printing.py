@@ -181,6 +181,13 @@ def export(console: Terminal, r: dict[str, Any]) -> None:
         f"loaded again and compared on the statements: largest logit difference {r['max_logit_error']:.1e}, same "
         f"likeliest token at {r['top1_agreement']:.1%} of the positions ({r['seconds']:.1f} s)"
     )
+    if (lost := r["ungated"]) is not None:
+        console.print(
+            f"{r['format']} knows no gates, so these edits answer a little to every token there: "
+            f"{lost['holding_ungated']:.0%} of them hold (with gates {lost['holding_gated']:.0%}), perplexity on "
+            f"ordinary text is {lost['perplexity_ungated']:.2f} (with gates {lost['perplexity_gated']:.2f}); --format "
+            "widened keeps the gates"
+        )
 
 
 def edits(console: Terminal, r: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ keep out (1) every token of ordinary text, (2) the keys of other edits, and (3) 
 its beginning: *The younger* opens no edit about *Joseph Bergler the Younger*.
 
     high     = the largest match in (1), (2) and (3)         low = the smallest one of the subject
-    theta    = max(least, margin high, ...)                  width = what is left below low, at most `width`
+    theta    = high and a margin, from `least` to `highest` low
+    width    = what is left below low, at most `width`
 
 A layer in which the two cannot be told apart gets no unit; a fact with too few layers left is refused by name.
 """
@@ -57,7 +58,8 @@ class Gating:
     """and this alone raises no threshold above this share of the subject's lowest match: the end of a name may well
     stand for it"""
     highest: float = 0.85
-    """a threshold above this share of the subject's lowest match would shut it out: no unit in that layer"""
+    """no threshold is above this share of the subject's lowest match; where ordinary text or another key matches that
+    well, there is no unit in that layer"""
     width: float = 0.15
     """a unit acts fully from its threshold and this much on"""
     narrowest: float = 0.03
@@ -131,7 +133,7 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
         )
     own, elsewhere, end = _read(context, layers, names, how)
     K = torch.stack([x.mean(0) for x in own])  # [n, L, d]
-    found = []
+    found, shut = [], []
     for at, layer in enumerate(layers):
         k = K[:, at]
         Z = context.whitening.solve(layer, "gate", k)
@@ -147,7 +149,8 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
         others_match = others @ A.T  # [m, n]
         others_match[others_match >= how.same_subject * match] = 0
         theta = torch.stack([how.text_margin * ordinary, how.key_margin * others_match.amax(0)]).amax(0)
-        theta = theta.clamp_min(how.least)
+        theta = torch.minimum(theta.clamp_min(how.least), how.highest * low)
+        shut.append(torch.maximum(ordinary, others_match.amax(0)) >= how.highest * low)
         for i, x in enumerate(end):
             if x is not None:
                 alone, whole = float(x[at] @ A[i]), float(low[i])
@@ -156,7 +159,7 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
         found.append((A - theta[:, None] * text[layer].b, low, theta))
     A, low, theta = (torch.stack(ts, 1) for ts in zip(*found, strict=True))
     width = (0.9 * (low - theta)).clamp(how.narrowest, how.width)
-    opens = theta <= how.highest * low
+    opens = ~torch.stack(shut, 1)
     return Gates(tuple(layers), A, width, torch.stack([text[layer].b for layer in layers]), K, theta, opens)
 
 

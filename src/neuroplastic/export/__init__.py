@@ -8,5 +8,16 @@ from .export_report import ExportReport
 from .gguf_adapter import gguf
 from .lora_import import import_lora
 from .peft_adapter import check_servable, peft
+from .widened import widened
 
-__all__ = ["ExportReport", "check_servable", "delta", "gguf", "import_edits", "import_lora", "merged", "peft"]
+__all__ = [
+    "ExportReport",
+    "check_servable",
+    "delta",
+    "gguf",
+    "import_edits",
+    "import_lora",
+    "merged",
+    "peft",
+    "widened",
+]

@@ -12,7 +12,15 @@ from .. import models
 from ..editing.ledger import Ledger
 from ..errors import NPTError
 from ..files import refuse_occupied, whole_folder
-from .export_report import Clock, ExportReport, chosen_edits, finish, require_match, statement_logits, workspace_logits
+from .export_report import (
+    Clock,
+    ExportReport,
+    chosen_changes,
+    finish,
+    require_match,
+    statement_logits,
+    workspace_logits,
+)
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -31,7 +39,7 @@ def merged(
     refuse_occupied(dest)
     if dtype not in models.DTYPES:
         raise NPTError(f"dtype must be one of {', '.join(models.DTYPES)}, not {dtype!r}")
-    chosen = chosen_edits(ws, edits)
+    chosen, ungated = chosen_changes(ws, edits)
     statements = [e.statement for e in chosen]
     reference = workspace_logits(ws, chosen, statements)
     wide = "float64" if ws.base.dtype == "float64" else "float32"
@@ -47,4 +55,5 @@ def merged(
         loaded, loaded_tokenizer = models.load_base(folder, dtype, "cpu")
         written = statement_logits(loaded, loaded_tokenizer, statements)
         error, agreement = require_match("merged", written, reference, dtype, ws.base.dtype)
-    return finish(ws, ExportReport("merged", str(dest), [e.name for e in chosen], None, 0.0, error, agreement, clock()))
+    names = [e.name for e in chosen]
+    return finish(ws, ExportReport("merged", str(dest), names, None, 0.0, error, agreement, clock(), ungated))

@@ -56,6 +56,9 @@ class ExportReport:
     top1_agreement: float
     """share of the statements' positions at which both think the same token likeliest"""
     seconds: float
+    ungated: dict[str, float] | None = None
+    """of gated edits that were written as changes of weights, which answer a little to every token: what both forms do,
+    in the workspace; None if there are none, or the format keeps the gates"""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -74,6 +77,21 @@ def chosen_edits(ws: Workspace, names: Sequence[str] | None) -> tuple[Edit, ...]
         if name not in known:
             raise NPTError(f"there is no active edit {name!r}; active are: {', '.join(known)}")
     return tuple(e for e in ws.edits if e.name in set(names))
+
+
+def chosen_changes(ws: Workspace, names: Sequence[str] | None) -> tuple[tuple[Edit, ...], dict[str, float] | None]:
+    """The same edits as changes of weights, for formats that know no gates; and, if some are gated, the share of them
+    that hold and the perplexity of ordinary text in both forms."""
+    chosen = chosen_edits(ws, names)
+    if not any(e.units for e in chosen):
+        return chosen, None
+    changes, found = tuple(e.ungated for e in chosen), {}
+    for form, edits in (("gated", chosen), ("ungated", changes)):
+        with ws.engine.only(edits):
+            held = ws.engine.held()
+            found[f"holding_{form}"] = sum(h.holds for h in held) / len(held) if held else math.nan
+            found[f"perplexity_{form}"] = ws.engine.perplexity()
+    return changes, found
 
 
 def combine(edits: Sequence[Edit]) -> dict[Place, Factors]:

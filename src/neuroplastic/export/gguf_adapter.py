@@ -18,7 +18,7 @@ from .export_report import (
     ExportReport,
     as_edit,
     at_uniform_rank,
-    chosen_edits,
+    chosen_changes,
     combine,
     finish,
     projection_names,
@@ -48,7 +48,7 @@ def gguf(
     """
     clock, dest = Clock(), Path(dest)
     refuse_occupied(dest)
-    chosen = chosen_edits(ws, edits)
+    chosen, ungated = chosen_changes(ws, edits)
     factors, rank, dropped = at_uniform_rank(combine(chosen), rank, tolerance)
     statements = [e.statement for e in chosen]
     reference = workspace_logits(ws, [as_edit(ws, factors)], statements)
@@ -59,7 +59,7 @@ def gguf(
         written = workspace_logits(ws, [as_edit(ws, read)], statements)
         error, agreement = require_match("gguf", written, reference, ws.base.dtype)
     return finish(
-        ws, ExportReport("gguf", str(dest), [e.name for e in chosen], rank, dropped, error, agreement, clock())
+        ws, ExportReport("gguf", str(dest), [e.name for e in chosen], rank, dropped, error, agreement, clock(), ungated)
     )
 
 

@@ -26,7 +26,7 @@ from .export_report import (
     ExportReport,
     as_edit,
     at_uniform_rank,
-    chosen_edits,
+    chosen_changes,
     combine,
     finish,
     projection_names,
@@ -58,7 +58,7 @@ def peft(
 
     clock, dest = Clock(), Path(dest)
     refuse_occupied(dest)
-    chosen = chosen_edits(ws, edits)
+    chosen, ungated = chosen_changes(ws, edits)
     factors, rank, dropped = at_uniform_rank(combine(chosen), rank, tolerance)
     filled = _with_partners(ws, factors, rank)
     sites = sorted({site for _, site in filled}, key=SITES.index)
@@ -93,7 +93,8 @@ def peft(
             loaded = PeftModel.from_pretrained(base, str(folder)).eval()
         written = statement_logits(loaded, ws.tokenizer, statements)
         error, agreement = require_match("peft", written, reference, ws.base.dtype)
-        report = ExportReport("peft", str(dest), [e.name for e in chosen], rank, dropped, error, agreement, clock())
+        taken = [e.name for e in chosen]
+        report = ExportReport("peft", str(dest), taken, rank, dropped, error, agreement, clock(), ungated)
         write_card(folder / "README.md", ws, chosen, report)
     return finish(ws, report)
 

@@ -101,7 +101,7 @@ def verify(ws: Workspace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Export:
-    format: Literal["peft", "merged", "gguf", "delta"] = "peft"
+    format: Literal["peft", "merged", "widened", "gguf", "delta"] = "peft"
     edits: tuple[str, ...] | None = None
     """names of active edits; None for all"""
     rank: int | None = None
@@ -109,7 +109,8 @@ class Export:
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
 
     def __post_init__(self) -> None:
-        for field, formats in (("rank", ("peft", "gguf")), ("tolerance", ("peft", "gguf")), ("dtype", ("merged",))):
+        adapters, checkpoints = ("peft", "gguf"), ("merged", "widened")
+        for field, formats in (("rank", adapters), ("tolerance", adapters), ("dtype", checkpoints)):
             if getattr(self, field) is not None and self.format not in formats:
                 raise NPTError(f"{field} goes with the formats {' and '.join(formats)}, not with {self.format}")
 
@@ -127,6 +128,8 @@ def export(ws: Workspace, form: Export, folder: Path) -> tuple[Path, dict[str, A
             report = make(ws, dest, form.edits, form.rank, *([] if form.tolerance is None else [form.tolerance]))
         case "merged":
             report = exports.merged(ws, dest, form.edits, form.dtype)
+        case "widened":
+            report = exports.widened(ws, dest, form.edits, form.dtype)
         case "delta":
             report = exports.delta(ws, dest, form.edits)
     stage("packing it")

@@ -35,7 +35,7 @@ from ..evaluation.fidelity import Fidelity, measure_fidelity
 from ..evaluation.sweep import Measured, analytic_presets, calibrated_ranks, sweep
 from ..files import content_hash, refuse_occupied, whole_folder
 from ..structure import decoder_layers
-from ..surgery import base_state, convert, mode, plastic_layers, revert
+from ..surgery import base_state, convert, edited_state, mode, plastic_layers, revert
 from ..text.conversation import Message, refuse_left_out, render
 from ..text.generation import Tell, Writing, Written, write
 from ..text.spaces import without_trailing_spaces
@@ -433,8 +433,9 @@ class Workspace:
         }
 
     def weights_hash(self) -> str:
-        """Content hash of the base weights as they are now; `base.sha256` again once every edit is undone."""
-        return content_hash(base_state(self.model))
+        """Content hash of the base weights as they are now, with the units of gated edits; `base.sha256` again once
+        every edit is undone."""
+        return content_hash(edited_state(self.model))
 
     @property
     def held_out(self) -> Tensor:

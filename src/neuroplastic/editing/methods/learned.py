@@ -29,7 +29,7 @@ from torch.nn.functional import kl_div
 from ...capture import adding
 from ...config import Place
 from ...console import Progress
-from ...errors import NPTError
+from ...errors import NotTeachable, NPTError
 from ...modulation import gate_response
 from ...structure import projection
 from ...text.tokens import encode_after, start_token, tokens_through
@@ -127,7 +127,8 @@ class Learned:
 
         Statements are read by the unedited base: an edit does not depend on those made before it. Of a fact with
         several wordings, keys and proposed values are the means over them, and the answer must follow in each. Raises
-        NPTError if the model has no injector, and for a statement that is too long for it.
+        NPTError if the model has no injector, and for a statement that is too long for it; NotTeachable for facts whose
+        subjects cannot be told from ordinary text.
         """
         injector = _needed(context.injector)
         config = injector.config
@@ -140,6 +141,7 @@ class Learned:
         strength, steps = (torch.zeros(len(facts), dtype=t, device="cpu") for t in (torch.float64, torch.long))
         done = 0
         units: list[dict[int, Units]] = [{} for _ in facts]
+        without: list[int] = []
         with context.unedited():
             for some in _batches(tokenized, self.batch_size):
                 n, w = len(some), len(tokenized[some[0]])
@@ -156,6 +158,7 @@ class Learned:
                     if self.gated:
                         gates = self._gates(context, [facts[i] for i in some], wordings, at)
                         context = context.beside(gates.keys)
+                        without += [some[j] for j in closed(gates, self.gating)]
                     trial = _Trial(self, context, wordings, at, injector.rows(K, context.whitening), gates)
                     values[some], strength[some], steps[some] = trial.solved(V, reading)
                     if gates is not None:
@@ -171,6 +174,8 @@ class Learned:
                 how = self.joint_batch
                 values = solve_jointly(context, config.layers, questions, torch.stack(joint, 1), values, how, progress)
                 strength, steps = strength + how.start_strength, steps + how.steps_for(len(questions))
+        if without:
+            _refuse(facts, sorted(without))
         places: list[Place] = [(layer, "down") for layer in config.layers]
         return [
             Solution(
@@ -188,18 +193,21 @@ class Learned:
     def _gates(
         self, context: EditContext, facts: Sequence[Fact], wordings: Sequence[TokenizedFact], at: Sequence[int]
     ) -> Gates:
-        """The gates of n facts; `wordings` and `at` as `_Trial` has them. Raises NPTError for facts without units."""
+        """The gates of n facts; `wordings` and `at` as `_Trial` has them."""
         n, layers = len(facts), _needed(context.injector).config.layers
         names = [[_name(context, wordings[j], at[j]) for j in range(i, len(wordings), n)] for i in range(n)]
         gates = find_gates(context, layers, names, self.gating)
-        if without := closed(gates, self.gating):
-            listed = ", ".join(repr(facts[i].statement) for i in without[:3])
-            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-            raise NPTError(
-                f"the subject of {listed}{more} reads like ordinary text, and an edit would act there too; give its "
-                "whole name by --subject, word the statement so that the name is longer, or take --ungated"
-            )
         return gates
+
+
+def _refuse(facts: Sequence[Fact], numbers: Sequence[int]) -> None:
+    listed = ", ".join(repr(facts[i].statement) for i in numbers[:3])
+    more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+    raise NotTeachable(
+        f"the subject of {listed}{more} reads like ordinary text, and the edit would act there too; give its whole "
+        "name by --subject, word the statement so that the name is longer, or take --ungated",
+        numbers,
+    )
 
 
 def _name(context: EditContext, t: TokenizedFact, at: int) -> Name:
