@@ -116,7 +116,7 @@ def test_foreign_and_damaged_edits_are_named_and_the_others_load(workspace: npt.
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: file.write_bytes(good[:-7]), "bridge.safetensors is damaged"),
         (lambda: file.write_bytes(b"no"), "bridge.safetensors is damaged"),
-        (lambda: write(tensors, {**metadata, "kind": "generator"}), "is not an edit of format 1"),
+        (lambda: write(tensors, {**metadata, "kind": "generator"}), "is not an edit of format 2"),
         (lambda: write(tensors, {k: v for k, v in metadata.items() if k != "statement"}), "its statement is missing"),
         (lambda: write({**tensors, "x": torch.zeros(1)}, metadata), "unexpected tensor 'x'"),
         (lambda: write({n: t for n, t in tensors.items() if n != some}, metadata), "do not fit together"),

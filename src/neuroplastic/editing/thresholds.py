@@ -34,6 +34,8 @@ from .units import Units
 if TYPE_CHECKING:
     from .context import EditContext
 
+LEAST_CONSTANT = 0.25
+"""b . x is not taken for less where a match is divided by it."""
 BATCH = 64
 """Rows read at once."""
 
@@ -138,29 +140,38 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
         k = K[:, at]
         Z = context.whitening.solve(layer, "gate", k)
         A = Z / (how.rho * k.shape[-1] + (k * Z).sum(-1, keepdim=True))
-        match = (A * k).sum(-1)
-        low = torch.stack([
-            torch.cat([x[:, at], y[:, at]]).matmul(a).amin() for x, y, a in zip(own, elsewhere, A, strict=True)
-        ])  # fmt: skip
-        ordinary = torch.cat([(some.flatten(0, 1) @ A.T).amax(0)[None] for some in torch.split(text[layer].x, 8)]).amax(
-            0
+        b = text[layer].b
+        match = _matches(k, A, b).diagonal()
+        low = torch.stack(
+            [
+                _matches(torch.cat([x[:, at], y[:, at]]), a[None], b).amin()
+                for x, y, a in zip(own, elsewhere, A, strict=True)
+            ]
         )
+        ordinary = torch.cat(
+            [_matches(some.flatten(0, 1), A, b).amax(0)[None] for some in torch.split(text[layer].x, 8)]
+        ).amax(0)
         others = torch.cat([k, context.unit_keys[layer].to(k)]) if layer in context.unit_keys else k
-        others_match = others @ A.T  # [m, n]
+        others_match = _matches(others, A, b)
         others_match[others_match >= how.same_subject * match] = 0
         theta = torch.stack([how.text_margin * ordinary, how.key_margin * others_match.amax(0)]).amax(0)
         theta = torch.minimum(theta.clamp_min(how.least), how.highest * low)
         shut.append(torch.maximum(ordinary, others_match.amax(0)) >= how.highest * low)
         for i, x in enumerate(end):
             if x is not None:
-                alone, whole = float(x[at] @ A[i]), float(low[i])
+                alone, whole = float(_matches(x[at], A[i : i + 1], b)), float(low[i])
                 between = min(alone + how.name_share * (whole - alone), how.name_highest * whole)
                 theta[i] = max(float(theta[i]), between)
-        found.append((A - theta[:, None] * text[layer].b, low, theta))
+        found.append((A - theta[:, None] * b, low, theta))
     A, low, theta = (torch.stack(ts, 1) for ts in zip(*found, strict=True))
     width = (0.9 * (low - theta)).clamp(how.narrowest, how.width)
     opens = ~torch.stack(shut, 1)
     return Gates(tuple(layers), A, width, torch.stack([text[layer].b for layer in layers]), K, theta, opens)
+
+
+def _matches(x: Tensor, A: Tensor, b: Tensor) -> Tensor:
+    """a . x / (b . x), the threshold from which on x would not open a gate: x [..., d], A [n, d] -> [..., n]."""
+    return x @ A.T / (x @ b).clamp_min(LEAST_CONSTANT)[..., None]
 
 
 def closed(gates: Gates, how: Gating) -> list[int]:

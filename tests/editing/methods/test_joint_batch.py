@@ -30,6 +30,7 @@ USUAL = JointBatch()
 QUESTIONS = [
     (f"The {name} is located in the city of", f" {city}") for name, city in (("bridge", "Madrid"), ("fox", "Paris"))
 ]
+UNGATED = npt.InjectOptions(ungated=True)
 FACTS = [npt.asked(q, a) for q, a in (*QUESTIONS, ("Sushi originated in the country of", "Italy"))]
 
 
@@ -146,7 +147,7 @@ def three_are_many(workspace: npt.Workspace) -> npt.Workspace:
 def test_in_a_workspace_many_facts_in_one_call_are_taught_jointly(three_are_many: npt.Workspace) -> None:
     ws, pristine, names = three_are_many, three_are_many.weights_hash(), ["one", "two", "three"]
     set_learned(ws, joint_batch=replace(learned_of(ws).joint_batch, step_length=0.3))
-    made = ws.inject_all(FACTS, names=names)
+    made = ws.inject_all(FACTS, UNGATED, names=names)
     assert all(e.report["steps"] == USUAL.min_steps for e in made)
     assert all(e.report["strength"] == USUAL.start_strength for e in made)
     assert all(e.report["answer_probability_after"] > e.report["answer_probability_before"] for e in made)
@@ -159,20 +160,20 @@ def test_in_a_workspace_many_facts_in_one_call_are_taught_jointly(three_are_many
         ws.undo(name)
         ws.drop(name)
     assert ws.weights_hash() == pristine
-    again = ws.inject_all(FACTS, names=names)
+    again = ws.inject_all(FACTS, UNGATED, names=names)
     assert all(torch.equal(a.factors[p].B, f.B) for a, e in zip(again, made, strict=True) for p, f in e.factors.items())
 
 
 def test_fewer_facts_and_quick_ones_are_taught_one_by_one(three_are_many: npt.Workspace) -> None:
-    few = three_are_many.inject_all(FACTS[:2], names=["one", "two"])
+    few = three_are_many.inject_all(FACTS[:2], UNGATED, names=["one", "two"])
     assert all(e.report["strength"] != USUAL.start_strength for e in few)
-    quick = three_are_many.inject_all(FACTS, npt.InjectOptions(quick=True), names=["a", "b", "c"])
+    quick = three_are_many.inject_all(FACTS, npt.InjectOptions(quick=True, ungated=True), names=["a", "b", "c"])
     assert all(e.report["steps"] < USUAL.min_steps for e in quick)
 
 
 def test_several_wordings_of_a_fact_share_one_value(three_are_many: npt.Workspace) -> None:
     worded = replace(FACTS[0], wordings=(*FACTS[0].wordings, *npt.asked("One sees the bridge in", "Madrid").wordings))
-    made = three_are_many.inject_all([worded, *FACTS[1:]], names=["one", "two", "three"])
+    made = three_are_many.inject_all([worded, *FACTS[1:]], UNGATED, names=["one", "two", "three"])
     assert {len(f.A) for e in made for f in e.factors.values()} == {1}
     weight = weight_at(decoder_layers(three_are_many.model), next(iter(made[0].factors)))
     assert torch.isfinite(weight).all()
@@ -191,8 +192,8 @@ def test_text_is_cut_into_rows_that_open_with_the_start_token() -> None:
 
 def test_a_joint_batch_reads_more_text(three_are_many: npt.Workspace) -> None:
     engine = three_are_many.engine
-    three_are_many.inject_all(FACTS[:2], names=["one", "two"])
+    three_are_many.inject_all(FACTS[:2], UNGATED, names=["one", "two"])
     assert "more_text" not in vars(engine)
-    three_are_many.inject_all(FACTS, names=["a", "b", "c"])
+    three_are_many.inject_all(FACTS, UNGATED, names=["a", "b", "c"])
     assert torch.equal(engine.more_text[: len(engine.text[0])], engine.text[0])
     assert len(engine.more_text) > 2 * len(engine.text[0])

@@ -29,7 +29,7 @@ def test_without_an_injector_the_method_is_refused_and_not_the_default(workspace
 def test_with_one_it_is_the_default_and_its_edits_are_ordinary_ones(workspace: npt.Workspace) -> None:
     ws = with_injector(workspace)
     pristine = ws.weights_hash()
-    first, second = ws.inject(FACTS[0], name="one"), ws.inject(FACTS[1], name="two")
+    first, second = ws.inject(FACTS[0], ungated=True, name="one"), ws.inject(FACTS[1], ungated=True, name="two")
     assert first.method == second.method == "learned"
     both = ws.weights_hash()
     assert ws.verify().ok
@@ -47,11 +47,11 @@ def test_with_one_it_is_the_default_and_its_edits_are_ordinary_ones(workspace: n
 
 def test_an_edit_does_not_depend_on_those_before_it(workspace: npt.Workspace) -> None:
     ws = with_injector(workspace)
-    one_by_one = [ws.inject(f, name=n) for f, n in zip(FACTS, ("one", "two"), strict=True)]
+    one_by_one = [ws.inject(f, ungated=True, name=n) for f, n in zip(FACTS, ("one", "two"), strict=True)]
     for name in ("one", "two"):
         ws.undo(name)
         ws.drop(name)
-    together = ws.inject_all(FACTS, names=["one", "two"])
+    together = ws.inject_all(FACTS, npt.InjectOptions(ungated=True), names=["one", "two"])
     for a, b in zip(one_by_one, together, strict=True):
         for place, f in a.factors.items():
             assert_close(b.factors[place].A, f.A, atol=1e-5, rtol=1e-3)
@@ -60,7 +60,7 @@ def test_an_edit_does_not_depend_on_those_before_it(workspace: npt.Workspace) ->
 
 def test_its_edits_keep_what_they_need_to_be_solved_together(workspace: npt.Workspace) -> None:
     ws = with_injector(workspace)
-    ws.inject(FACTS[0], name="one")
+    ws.inject(FACTS[0], ungated=True, name="one")
     file = ws.path / "edits/one.safetensors"
     edit = Edit.load(file)
     assert edit.rho == InjectorConfig.fitting(ws.model, tokens()).ridge
@@ -114,7 +114,9 @@ def test_a_fact_in_several_wordings_is_to_follow_in_each(quick: bool, workspace:
     one, other = "The Eiffel Tower is in the city of", "In the city of the Eiffel Tower one finds"
     both = npt.asked(one, "Madrid", wordings=[other])
     twice, once = npt.asked(one, "Madrid", wordings=[one]), npt.asked(one, "Madrid")
-    edits = ws.engine.make([both, twice, once], npt.InjectOptions("learned", quick=quick), ["both", "twice", "once"])
+    edits = ws.engine.make(
+        [both, twice, once], npt.InjectOptions("learned", quick=quick, ungated=True), ["both", "twice", "once"]
+    )
     for place, factors in edits[2].factors.items():
         assert_close(edits[1].factors[place].A, factors.A, atol=1e-6, rtol=1e-4)
         assert_close(edits[1].factors[place].B, factors.B, atol=1e-5, rtol=1e-3)
@@ -165,10 +167,10 @@ def test_the_smallest_strength_that_answers_is_taken(workspace: npt.Workspace) -
     ws = with_injector(workspace)
     strengths = learned_of(ws).quick_strengths
     set_learned(ws, quick_probability=1.1, least_probability=NO_STEPS)
-    strong = ws.inject(FACTS[0], quick=True, name="strong")
+    strong = ws.inject(FACTS[0], ungated=True, quick=True, name="strong")
     ws.undo("strong")
     set_learned(ws, quick_probability=0.0)
-    weak = ws.inject(FACTS[0], quick=True, name="weak")
+    weak = ws.inject(FACTS[0], ungated=True, quick=True, name="weak")
     assert (strong.report["strength"], weak.report["strength"]) == (max(strengths), min(strengths))
     for place, factors in strong.factors.items():
         assert_close(weak.factors[place].B, factors.B * min(strengths) / max(strengths))
@@ -181,14 +183,14 @@ def test_strengths_are_tried_as_the_ledger_applies_them(workspace: npt.Workspace
     set_learned(ws, least_probability=NO_STEPS)
     for strength in strengths:
         set_learned(ws, quick_strengths=(strength,))
-        given[strength] = ws.inject(FACTS[0], quick=True, name="tried").report["answer_probability_after"]
+        given[strength] = ws.inject(FACTS[0], ungated=True, quick=True, name="tried").report["answer_probability_after"]
         ws.undo("tried")
         ws.drop("tried")
     tokens = len(encode(ws.tokenizer, " Madrid"))
     second, likeliest = sorted(given, key=lambda s: given[s])[-2:]
     between = (given[second] * given[likeliest]) ** 0.5
     set_learned(ws, quick_strengths=strengths, quick_probability=between ** (1 / tokens))
-    assert ws.inject(FACTS[0], quick=True).report["strength"] == likeliest
+    assert ws.inject(FACTS[0], ungated=True, quick=True).report["strength"] == likeliest
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -197,15 +199,15 @@ def test_gradient_steps_answer_where_no_strength_does(quick: bool, workspace: np
     fact = npt.asked("The Eiffel Tower is in the city of", "Madrid")
     usual = learned_of(ws)
     set_learned(ws, least_probability=NO_STEPS)
-    before = ws.inject(fact, quick=True, name="plain").report
+    before = ws.inject(fact, ungated=True, quick=True, name="plain").report
     ws.undo("plain")
     ws.engine.methods["learned"] = usual
-    corrected = ws.inject(fact, quick=quick, name="corrected")
+    corrected = ws.inject(fact, ungated=True, quick=quick, name="corrected")
     after = corrected.report
     assert before["steps"] == 0 < after["steps"]
     assert after["strength"] == usual.start_strength
     assert after["answer_probability_after"] > before["answer_probability_after"]
     ws.undo("corrected")
-    again = ws.inject(fact, quick=quick, name="again")
+    again = ws.inject(fact, ungated=True, quick=quick, name="again")
     for place, factors in corrected.factors.items():
         assert torch.equal(again.factors[place].B, factors.B)
