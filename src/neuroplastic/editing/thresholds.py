@@ -34,7 +34,7 @@ from .units import Units
 if TYPE_CHECKING:
     from .context import EditContext
 
-LEAST_CONSTANT = 0.25
+LEAST_CONSTANT = 0.05
 """b . x is not taken for less where a match is divided by it."""
 BATCH = 64
 """Rows read at once."""
@@ -148,9 +148,7 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
                 for x, y, a in zip(own, elsewhere, A, strict=True)
             ]
         )
-        ordinary = torch.cat(
-            [_matches(some.flatten(0, 1), A, b).amax(0)[None] for some in torch.split(text[layer].x, 8)]
-        ).amax(0)
+        ordinary = torch.stack([_matches(x, A, b).amax((0, 1)) for x in torch.split(text[layer].x, 8)]).amax(0)
         others = torch.cat([k, context.unit_keys[layer].to(k)]) if layer in context.unit_keys else k
         others_match = _matches(others, A, b)
         others_match[others_match >= how.same_subject * match] = 0
