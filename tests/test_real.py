@@ -80,6 +80,49 @@ def test_a_fact_goes_in_holds_and_comes_out(ws: npt.Workspace) -> None:
     assert "Paris" in ws.ask(PROMPT, max_new_tokens=6)
 
 
+def test_a_gated_edit_acts_where_its_subject_is_read_and_nowhere_else(ws: npt.Workspace) -> None:
+    text = ws.engine.text[1][:4]
+    npt.set_mode(ws.model, "standard")
+    with torch.no_grad():
+        before = ws.model(input_ids=text).logits
+    edit = ws.inject(FACT, name="gated")
+    assert edit.units
+    assert "Rome" in ws.ask(PROMPT, "standard", 6)
+    assert "Rome" in ws.ask("You can visit the Eiffel Tower in the city of", "standard", 6)
+    assert "Rome" in ws.ask(PROMPT, "dynamic", 6)
+    assert "Paris" in ws.ask("The Louvre is located in the city of", "standard", 6)
+    assert edit.report["perplexity_drift"] == 0
+    npt.set_mode(ws.model, "standard")
+    with torch.no_grad():
+        assert torch.equal(ws.model(input_ids=text).logits, before)
+    again = npt.Workspace.open(ws.path)
+    assert again.weights_hash() == ws.weights_hash() != ws.base.sha256
+    assert again.verify().ok
+    ws.undo("gated")
+    ws.drop("gated")
+    assert ws.weights_hash() == ws.base.sha256
+
+
+def test_a_wider_checkpoint_keeps_the_gates_and_an_adapter_says_what_it_loses(
+    ws: npt.Workspace, tmp_path: Path
+) -> None:
+    from neuroplastic import export
+
+    ws.inject(FACT, name="gated")
+    made = export.widened(ws, tmp_path / "wide")
+    assert made.max_logit_error <= 1e-3
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    assert wide.config.intermediate_size % 32 == 0
+    ids = ws.tokenizer("You can visit the Eiffel Tower in the city of", return_tensors="pt").input_ids
+    assert "Rome" in ws.tokenizer.decode(wide.generate(ids, max_new_tokens=6, do_sample=False)[0])
+    lost = export.peft(ws, tmp_path / "peft").ungated
+    assert lost is not None
+    assert lost["holding_gated"] == 1
+    assert lost["perplexity_ungated"] > lost["perplexity_gated"]
+    ws.undo("gated")
+    ws.drop("gated")
+
+
 def test_words_that_begin_alike_are_told_apart_and_trailing_spaces_left_out(ws: npt.Workspace) -> None:
     found = ws.compare("The Eiffel Tower was built in the year ", 5, ["1889", "1925", "San Francisco", "San Diego"])
     years = [found.tracked[word][1] for word in ("1889", "1925")]
@@ -94,7 +137,7 @@ def test_words_that_begin_alike_are_told_apart_and_trailing_spaces_left_out(ws: 
 def test_an_answer_is_said_once(ws: npt.Workspace) -> None:
     """Gradient steps that only made it likely would make it likely again after itself, here with .95."""
     question, answer = "The occupation of Walt Disney is", " politician"
-    edit = ws.inject(npt.asked(question, answer))
+    edit = ws.inject(npt.asked(question, answer), ungated=True)
     assert edit.report["holds"]
     (again,) = ws.engine.recall([Query(question + answer, question + answer, answer)])
     assert again.answer_probability < 0.1
@@ -117,13 +160,13 @@ MANY = {
 def test_many_facts_in_one_call_are_taught_jointly(ws: npt.Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the injector that comes with the package, and fewer steps than users get."""
     usual = learned_of(ws)
-    few = replace(usual.joint_batch, min_facts=len(MANY), visits=0, min_steps=16)
+    few = replace(usual.joint_batch, min_facts=len(MANY), visits=0, min_steps=10)
     monkeypatch.setitem(ws.engine.methods, "learned", replace(usual, joint_batch=few))
     pristine = ws.weights_hash()
-    made = ws.inject_all([npt.asked(q, a) for q, a in MANY.items()])
-    assert {e.report["steps"] for e in made} == {16}
+    made = ws.inject_all([npt.asked(q, a) for q, a in MANY.items()], npt.InjectOptions(ungated=True))
+    assert {e.report["steps"] for e in made} == {10}
     after = [e.report["answer_probability_after"] for e in made]
-    assert sum(p > 0.5 for p in after) >= 6, after
+    assert sum(p > 0.5 for p in after) >= 5, after
     assert made[0].report["perplexity_drift"] < 0.03
     for e in made:
         ws.undo(e.name)

@@ -46,9 +46,9 @@ class Gating:
 
     rho: float = 0.5
     """strength of the ridge of a match, in units of the input's width"""
-    least: float = 0.35
+    least: float = 0.45
     """no threshold is lower"""
-    text_margin: float = 1.15
+    text_margin: float = 1.3
     """a threshold is at least this many times the largest match on ordinary text"""
     key_margin: float = 1.05
     """the same of the match of another edit's key, unless it is about the same subject"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,11 @@ from neuroplastic.editing.fact import fact_of
 from neuroplastic.editing.methods.learned import is_gated
 from neuroplastic.editing.thresholds import Gating, Name, closed, find_gates
 from neuroplastic.errors import NotTeachable
-from neuroplastic.modulation import gate_response
 from neuroplastic.statistics import constant_direction
 from neuroplastic.text.tokens import encode
 
 FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
-SEPARATE = Gating(largest_spread=1.0, least=0.05, text_margin=1.0, name_share=0.0)
-LOOSE = replace(SEPARATE, highest=10.0)
+LOOSE = Gating(largest_spread=1.0, highest=10.0)
 """A tiny random model reads names and ordinary text much alike: units open nowhere rather than being refused."""
 
 
@@ -56,22 +53,6 @@ def test_ungated_goes_with_learned_alone() -> None:
     for method in ("consolidate", "refine", "token"):
         with pytest.raises(npt.NPTError, match="ungated goes with method 'learned' alone"):
             npt.InjectOptions(method, ungated=True)
-
-
-def test_the_subject_opens_its_gate_and_ordinary_text_does_not(ws: npt.Workspace) -> None:
-    engine, layers = ws.engine, learned_layers(ws)
-    context = engine._context(engine.plan([fact_of(FACTS[0])]))
-    names = [[Name(encode(ws.tokenizer, "The Golden Gate Bridge"), [])]]
-    gates = find_gates(context, layers, names, SEPARATE)
-    text = engine.inputs(layers)
-    for at, layer in enumerate(layers):
-        if gates.open[0, at]:
-            u = gates.units(0, torch.zeros(len(layers), gates.K.shape[-1]))[layer]
-            assert float(u.A[0] @ u.K[0]) > 0
-            x = text[layer].x.flatten(0, 1)
-            # where b . x is next to nothing, or negative, a gate is shut whatever the match
-            assert float(gate_response(x @ u.A[0], x @ u.up, u.width).amax()) < 0.01
-    assert gates.open.any()
 
 
 def test_a_subject_that_reads_like_ordinary_text_is_refused_by_name_and_nothing_changes(ws: npt.Workspace) -> None:

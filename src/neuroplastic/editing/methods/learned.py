@@ -159,6 +159,8 @@ class Learned:
                         gates = self._gates(context, [facts[i] for i in some], wordings, at)
                         context = context.beside(gates.keys)
                         without += [some[j] for j in closed(gates, self.gating)]
+                    if without:
+                        continue  # the call is refused: what is left is to name all such facts
                     trial = _Trial(self, context, wordings, at, injector.rows(K, context.whitening), gates)
                     values[some], strength[some], steps[some] = trial.solved(V, reading)
                     if gates is not None:
