@@ -18,8 +18,9 @@ A layer in which the two cannot be told apart gets no unit; a fact with too few 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,6 @@ from torch import Tensor
 
 from ..capture import read_until
 from ..errors import NPTError
-from ..structure import projection
 from ..text.tokens import batch, start_token
 from .units import Units
 
@@ -68,6 +68,9 @@ class Gating:
     """no unit is steeper"""
     least_share: float = 0.5
     """of the layers, in which an edit must have units"""
+    in_place: float = 0.8
+    """part of the values that is in place where `gain` is measured"""
+    largest_gain: float = 2.5
     num_prefixes: int = 2
     """unrelated beginnings after which the subject is read too"""
     largest_spread: float = 0.15
@@ -100,6 +103,8 @@ class Gates:
     """[n, L, d]"""
     theta: Tensor
     """[n, L]"""
+    gain: Tensor
+    """[n, L]: what values are multiplied by"""
     open: Tensor
     """[n, L] bool: whether there is a unit in that layer"""
 
@@ -117,12 +122,23 @@ class Gates:
         }
 
     def _of(self, i: int, at: int, V: Tensor) -> tuple[Tensor, ...]:
-        return self.A[i, at][None], V[at][None], self.width[i, at][None], self.up[at], self.K[i, at][None]
+        return (
+            self.A[i, at][None],
+            self.gain[i, at] * V[at][None],
+            self.width[i, at][None],
+            self.up[at],
+            self.K[i, at][None],
+        )
 
 
 @torch.no_grad()
-def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequence[Name]], how: Gating) -> Gates:
-    """The gates of facts, each given by its subject in every wording. Touches no weight.
+def find_gates(
+    context: EditContext, layers: Sequence[int], names: Sequence[Sequence[Name]], values: Tensor, how: Gating
+) -> Gates:
+    """The gates of n facts, each given by its subject in every wording, and by its values [n, L, d]. Touches no weight.
+
+    Keys are read on the model as it is: read with the values of earlier layers in place, those of all facts would have
+    much in common. But these values move x, and with it b . x, at the subject: `gain` makes up for that.
 
     Raises NPTError if the model has no constant direction.
     """
@@ -164,7 +180,11 @@ def find_gates(context: EditContext, layers: Sequence[int], names: Sequence[Sequ
     A, low, theta = (torch.stack(ts, 1) for ts in zip(*found, strict=True))
     width = (0.9 * (low - theta)).clamp(how.narrowest, how.width)
     opens = ~torch.stack(shut, 1)
-    return Gates(tuple(layers), A, width, torch.stack([text[layer].b for layer in layers]), K, theta, opens)
+    start = start_token(context.tokenizer)
+    moved = _last_inputs(context, layers, [[start, *w[0].through] for w in names], how.in_place * values)
+    u = torch.stack([moved[:, at] @ text[layer].b for at, layer in enumerate(layers)], 1)
+    gain = u.clamp_min(LEAST_CONSTANT).square().reciprocal().clamp(1, how.largest_gain)
+    return Gates(tuple(layers), A, width, torch.stack([text[layer].b for layer in layers]), K, theta, gain, opens)
 
 
 def _matches(x: Tensor, A: Tensor, b: Tensor) -> Tensor:
@@ -202,22 +222,35 @@ def _read(
     return own, elsewhere, end
 
 
-def _last_inputs(context: EditContext, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
-    """What the MLPs read at the last token of each row [R, L, d], in batches of rows of like length."""
-    modules = {p.index: projection(p.mlp, "gate") for p in context.parts if p.index in layers}
+def _last_inputs(
+    context: EditContext, layers: Sequence[int], rows: Sequence[Sequence[int]], written: Tensor | None = None
+) -> Tensor:
+    """What the MLPs read at the last token of each row [R, L, d], where they may also write `written` [R, L, d]; in
+    batches of rows of like length."""
+    modules = {p.index: p.mlp for p in context.parts if p.index in layers}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for first in range(0, len(rows), BATCH):
         some = order[first : first + BATCH]
         ids, mask = batch([rows[i] for i in some], 0, context.model.device)
-        at = mask.sum(1) - 1
+        here = (torch.arange(len(some), device=ids.device), mask.sum(1) - 1)
+        given = {} if written is None else {layer: written[some, i] for i, layer in enumerate(layers)}
         read: dict[int, Tensor] = {}
-
-        def keep(layer: int, z: Tensor, output: Tensor, read: dict[int, Tensor] = read, at: Tensor = at) -> None:
-            read[layer] = z[torch.arange(len(z), device=z.device), at].to(torch.promote_types(z.dtype, torch.float32))
-
-        read_until(context.model, modules, keep, input_ids=ids, attention_mask=mask)
+        read_until(context.model, modules, partial(_keep, read, here, given), input_ids=ids, attention_mask=mask)
         states = torch.stack([read[layer] for layer in layers], 1)
         for i, x in zip(some, states, strict=True):
             found[i] = x
     return torch.stack(found)
+
+
+def _keep(
+    read: dict[int, Tensor],
+    here: tuple[Tensor, Tensor],
+    given: Mapping[int, Tensor],
+    layer: int,
+    x: Tensor,
+    output: Tensor,
+) -> Tensor | None:
+    """Keeps what an MLP reads at some positions, and adds there what is given for its layer."""
+    read[layer] = x[here].to(torch.promote_types(x.dtype, torch.float32))
+    return output.index_put(here, given[layer].to(output.dtype), accumulate=True) if layer in given else None

@@ -111,6 +111,8 @@ def learned_layers(ws: npt.Workspace) -> tuple[int, ...]:
 def test_facts_with_units_in_too_few_layers_are_named(ws: npt.Workspace) -> None:
     engine, layers = ws.engine, learned_layers(ws)
     context = engine._context(engine.plan([fact_of(FACTS[0])]))
-    gates = find_gates(context, layers, [[Name(encode(ws.tokenizer, "The Golden Gate Bridge"), [])]], LOOSE)
+    names = [[Name(encode(ws.tokenizer, "The Golden Gate Bridge"), [])]]
+    values = torch.randn(1, len(layers), context.whitening.solve(layers[0], "gate", torch.zeros(1, 32)).shape[1])
+    gates = find_gates(context, layers, names, values, LOOSE)
     assert closed(gates, Gating(least_share=0.0)) == []
     assert closed(gates, Gating(least_share=1.1)) == [0]

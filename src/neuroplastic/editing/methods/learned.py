@@ -89,7 +89,7 @@ class Learned:
     """parts of the proposed values that a quick edit tries"""
     quick_probability: float = 0.95
     """of the answer, per token, for which a quick edit needs no more strength"""
-    gated_strengths: tuple[float, ...] = (0.6, 0.8, 1.0, 1.3, 1.6)
+    gated_strengths: tuple[float, ...] = (0.5, 0.65, 0.8, 1.0, 1.4)
     """the same parts for a gated edit, which a value acts in fully"""
     gated_probability: float = 0.97
     """the same probability for a gated edit"""
@@ -156,7 +156,7 @@ class Learned:
                     at = at_the_end(found.attention, subjects)[:, 0].argmax(-1).tolist()
                     gates = None
                     if self.gated:
-                        gates = self._gates(context, [facts[i] for i in some], wordings, at)
+                        gates = self._gates(context, [facts[i] for i in some], wordings, at, V)
                         context = context.beside(gates.keys)
                         without += [some[j] for j in closed(gates, self.gating)]
                     if without:
@@ -193,12 +193,17 @@ class Learned:
         ]
 
     def _gates(
-        self, context: EditContext, facts: Sequence[Fact], wordings: Sequence[TokenizedFact], at: Sequence[int]
+        self,
+        context: EditContext,
+        facts: Sequence[Fact],
+        wordings: Sequence[TokenizedFact],
+        at: Sequence[int],
+        V: Tensor,
     ) -> Gates:
         """The gates of n facts; `wordings` and `at` as `_Trial` has them."""
         n, layers = len(facts), _needed(context.injector).config.layers
         names = [[_name(context, wordings[j], at[j]) for j in range(i, len(wordings), n)] for i in range(n)]
-        gates = find_gates(context, layers, names, self.gating)
+        gates = find_gates(context, layers, names, V, self.gating)
         return gates
 
 
@@ -342,7 +347,7 @@ class _Trial:
             wide = x.to(gates.A)
             p = torch.einsum("rtd,rd->rt", wide, gates.A[of, i])
             phi = gate_response(p, wide @ gates.up[i], gates.width[of, i, None]) * gates.open[of, i, None]
-            return phi[..., None] * V[:, i, None]
+            return phi[..., None] * (gates.gain[of, i, None] * V[:, i])[:, None]
 
         if gates is not None:
             return adding({parts[layer].mlp: partial(gated, i, gates) for i, layer in enumerate(self.layers)})
