@@ -25,12 +25,11 @@ class InjectOptions:
     """How a fact becomes a change of weights."""
 
     method: Method | None = None
-    """learned reads the statement once with a trained injector, and improves a part of its update by a few gradient
-    steps (a hundred facts or more in one call are a joint batch: the steps act with all of them in the weights);
-    consolidate finds what the early MLPs should have written at the fact's subject and solves for it in closed form;
-    refine improves that by gradient steps, holding neighbours and ordinary text in place; token makes the last token's
-    own modulation permanent (default learned if the model has an injector and no option needs another method, else
-    consolidate)."""
+    """learned reads the statement once with a trained injector, and adds units that act only where the fact's subject
+    is read (with --ungated: a change of weights, a part of which a few gradient steps improve); consolidate finds what
+    the early MLPs should have written at the fact's subject and solves for it in closed form; refine improves that by
+    gradient steps, holding neighbours and ordinary text in place; token makes the last token's own modulation permanent
+    (default learned if the model has an injector and no option needs another method, else consolidate)."""
 
     alpha: float | None = None
     """Strength: scales the weight change (default 1; 0.1 for token)."""
@@ -66,8 +65,9 @@ class InjectOptions:
     brings it back."""
 
     quick: bool = False
-    """For learned: take the injector's update as it is, with gradient steps only if it does not give the answer. It is
-    several times as fast, but locality and ordinary text suffer, and many such edits disturb each other."""
+    """For ungated edits of learned: take the injector's update as it is, with gradient steps only if it does not give
+    the answer, as gated edits do anyway. It is several times as fast, but locality and ordinary text suffer, and many
+    such edits disturb each other."""
 
     ungated: bool = False
     """For learned: change the weights of projections, which answer a little to every token, instead of adding units

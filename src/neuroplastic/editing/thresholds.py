@@ -13,7 +13,7 @@ its beginning: *The younger* opens no edit about *Joseph Bergler the Younger*.
     theta    = high and a margin, from `least` to `highest` low
     width    = what is left below low, at most `width`
 
-A layer in which the two cannot be told apart gets no unit; a fact with too few layers left is refused by name.
+A layer in which the two cannot be separated gets no unit; a fact with too few layers left is refused by name.
 """
 
 from __future__ import annotations

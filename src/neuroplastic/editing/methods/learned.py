@@ -128,7 +128,7 @@ class Learned:
         Statements are read by the unedited base: an edit does not depend on those made before it. Of a fact with
         several wordings, keys and proposed values are the means over them, and the answer must follow in each. Raises
         NPTError if the model has no injector, and for a statement that is too long for it; NotTeachable for facts whose
-        subjects cannot be told from ordinary text.
+        subjects cannot be separated from ordinary text.
         """
         injector = _needed(context.injector)
         config = injector.config
