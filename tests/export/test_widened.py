@@ -58,7 +58,7 @@ def test_a_wider_model_answers_as_the_one_with_units(family: str) -> None:
     ledger.set_active([])
     assert float((expected - before).abs().max()) > 1e-2
     size = model.config.intermediate_size
-    widen(model, units_by_layer([edit]), 2e4, 32)  # type: ignore[arg-type]
+    widen(model, units_by_layer([edit]), 2e4, 32)
     assert model.config.intermediate_size >= size + 4
     assert model.config.intermediate_size % 32 == 0
     assert torch.allclose(logits(model), expected, atol=2e-3)
@@ -82,7 +82,7 @@ def test_a_model_with_an_activation_that_is_no_ramp_is_refused() -> None:
     for layer in decoder_layers(model):
         mlp_of(layer).act_fn = nn.Tanh()
     with pytest.raises(npt.NPTError, match="is no ramp"):
-        widen(model, units_by_layer([edit]), 2e4, 32)  # type: ignore[arg-type]
+        widen(model, units_by_layer([edit]), 2e4, 32)
 
 
 def test_layers_of_different_sizes_are_refused() -> None:
@@ -90,7 +90,7 @@ def test_layers_of_different_sizes_are_refused() -> None:
     edit = edit_for(model, (0,))
     model.config.intermediate_size += 8
     with pytest.raises(npt.NPTError, match="sizes of their own"):
-        widen(model, units_by_layer([edit]), 2e4, 32)  # type: ignore[arg-type]
+        widen(model, units_by_layer([edit]), 2e4, 32)
 
 
 def test_edits_without_gates_are_refused_by_name_and_nothing_is_written(
