@@ -12,6 +12,7 @@ import neuroplastic as npt
 from families import tokens
 from neuroplastic.editing.injector import INJECTOR_FILE, Injector, InjectorConfig
 from neuroplastic.editing.methods.learned import Learned
+from neuroplastic.editing.thresholds import Gating
 
 
 def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
@@ -22,9 +23,15 @@ def injector_for(model: PreTrainedModel, seed: int = 0) -> Injector:
     ).eval()
 
 
+LOOSE = Gating(largest_spread=1.0, highest=10.0)
+"""A tiny random model reads names and ordinary text much alike: units open nowhere rather than being refused."""
+
+
 def with_injector(workspace: npt.Workspace) -> npt.Workspace:
     injector_for(workspace.model).save(workspace.path / INJECTOR_FILE, workspace.base.sha256, {})
-    return npt.Workspace.open(workspace.path)
+    opened = npt.Workspace.open(workspace.path)
+    set_learned(opened, gating=LOOSE)
+    return opened
 
 
 def learned_of(workspace: npt.Workspace) -> Learned:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import neuroplastic as npt
-from injectors import learned_of, set_learned, with_injector
+from injectors import LOOSE, learned_of, set_learned, with_injector
 from neuroplastic.editing.fact import fact_of
 from neuroplastic.editing.methods.learned import is_gated
 from neuroplastic.editing.thresholds import Gating, Name, closed, find_gates
@@ -17,15 +17,11 @@ from neuroplastic.statistics import constant_direction
 from neuroplastic.text.tokens import encode
 
 FACTS = ["The Golden Gate Bridge is located in the city of Madrid.", "Sushi originated in the country of Italy."]
-LOOSE = Gating(largest_spread=1.0, highest=10.0)
-"""A tiny random model reads names and ordinary text much alike: units open nowhere rather than being refused."""
 
 
 @pytest.fixture
 def ws(workspace: npt.Workspace) -> npt.Workspace:
-    opened = with_injector(workspace)
-    set_learned(opened, gating=LOOSE)
-    return opened
+    return with_injector(workspace)
 
 
 def test_it_is_the_default_and_its_edits_are_units(ws: npt.Workspace) -> None:
