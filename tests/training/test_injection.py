@@ -84,7 +84,7 @@ def test_it_learns_and_its_edits_hold_on_unseen_facts(cache: Path, tmp_path: Pat
 def edits_alone(ws: npt.Workspace, told: Sequence[npt.Fact], quick: bool = False) -> list[npt.Edit]:
     made = []
     for fact in told:
-        made.append(ws.inject(fact, quick=quick))
+        made.append(ws.inject(fact, quick=quick, ungated=True))
         ws.undo(made[-1].name)
         ws.drop(made[-1].name)
     return made
@@ -116,7 +116,7 @@ def test_nothing_in_it_is_of_one_model(family: str, reads: Any, cache: Path, tmp
     injector = workspace.engine.injector
     assert injector is not None
     assert injector.config.reads == reads
-    edit = workspace.inject("The golden gate is in Paris.")
+    edit = workspace.inject("The golden gate is in Paris.", ungated=True)
     assert edit.method == "learned"
     assert {layer for layer, _ in edit.factors} == set(injector.config.layers)
 
@@ -166,7 +166,7 @@ def test_what_is_trained_is_what_the_ledger_applies(workspace: npt.Workspace, tm
         rows = [t._question(x.asked[1], x.answer, i, None) for i, x in enumerate(lessons)]
         together = t._read(rows, t._jointly(found))
         for x in lessons:
-            workspace.inject(npt.asked(x.statement, x.answer, subject=x.subject), quick=True)
+            workspace.inject(npt.asked(x.statement, x.answer, subject=x.subject), quick=True, ungated=True)
         assert_close(t._read(rows), together, atol=1e-4, rtol=1e-3)
 
 
