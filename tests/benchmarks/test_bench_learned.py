@@ -12,7 +12,7 @@ from test_bench_edits import FLAT
 
 import learned
 import neuroplastic as npt
-from injectors import with_injector
+from injectors import LOOSE, with_injector
 from neuroplastic.editing.engine import EditableModel
 from neuroplastic.editing.methods import default_methods
 from neuroplastic.editing.methods.joint_batch import JointBatch
@@ -33,7 +33,7 @@ def run(
     (tmp_path / "zsre_dev.json").write_text(json.dumps(ZSRE))
     (tmp_path / "general_text.jsonl").write_text(json.dumps({"text": "the quick brown fox jumps " * 40}))
     monkeypatch.setenv("NPT_DATA", str(tmp_path))
-    small = {**default_methods(), "learned": Learned(joint_batch=JointBatch(min_facts=3, min_steps=3))}
+    small = {**default_methods(), "learned": Learned(joint_batch=JointBatch(min_facts=3, min_steps=3), gating=LOOSE)}
     monkeypatch.setattr("neuroplastic.editing.engine.default_methods", lambda: dict(small))
     ws = with_injector(workspace)
 
@@ -54,9 +54,10 @@ def test_many_edits_in_place(run: Any, tmp_path: Path, monkeypatch: pytest.Monke
     found = run(*options, "--kept", "1,4")["kept"]
     assert [(c["edits"], c["how"]) for c in found] == [(n, how) for n in (1, 4) for how in learned.HOW]
     for c in found:
-        changed = c["how"] != "unedited"
-        assert (c["kl"] > 0) == (c["read_kl"] > 0) == changed
-        assert (c["perplexity"] != 0) == (c["read_perplexity"] != 0) == changed
+        if c["how"] != "gated":  # whose units may be open nowhere in these texts
+            changed = c["how"] == "ungated"
+            assert (c["kl"] > 0) == (c["read_kl"] > 0) == changed
+            assert (c["perplexity"] != 0) == (c["read_perplexity"] != 0) == changed
     rows = report.read_text()
     monkeypatch.setattr(EditableModel, "make", None)  # nothing is taught again
     assert run(*options, "--kept", "4,1")["kept"] == [*found[3:], *found[:3]]

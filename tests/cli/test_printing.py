@@ -67,6 +67,7 @@ RESULTS: dict[str, Any] = {
     "export": {
         **{"path": ODD, "format": ODD, "edits": [ODD], "rank": 1, "dropped_energy": 0.1, "max_logit_error": 0.1},
         **{"top1_agreement": 1.0, "seconds": 1.0},
+        "ungated": {f"{what}_{form}": 0.5 for what in ("holding", "perplexity") for form in ("gated", "ungated")},
     },
     "edits": {"edits": [{**EDIT, "created": "2026-01-01T00:00"}], "undone": []},
     "comparison": {"prompt": ODD, "edited": ODD, "unedited": ODD, "tracked": {ODD: {"unedited": 0.1, "edited": 0.2}}},

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -220,7 +221,7 @@ def stacked(old: Sequence[Units], new: Sequence[Units], had: GatedUnits | None, 
     if had is None or had.A.dtype != dtype or not kept or [id(u) for u in new[: len(kept)]] != list(map(id, kept)):
         A, V, width = (put(torch.cat([u[i] for u in new])) for i in range(3))
         return GatedUnits(A, V, width, up)
-    starts = torch.tensor([0, *(len(u.A) for u in old)]).cumsum(0).tolist()
+    starts = list(accumulate((len(u.A) for u in old), initial=0))
     rows = [row for u in kept for row in range(starts[at[id(u)]], starts[at[id(u)] + 1])]
     index = torch.tensor(rows, device=like.device)
 

@@ -229,7 +229,7 @@ def _last_inputs(
     batches of rows of like length."""
     modules = {p.index: p.mlp for p in context.parts if p.index in layers}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    found: dict[int, Tensor] = {}
     for first in range(0, len(rows), BATCH):
         some = order[first : first + BATCH]
         ids, mask = batch([rows[i] for i in some], 0, context.model.device)
@@ -238,9 +238,8 @@ def _last_inputs(
         read: dict[int, Tensor] = {}
         read_until(context.model, modules, partial(_keep, read, here, given), input_ids=ids, attention_mask=mask)
         states = torch.stack([read[layer] for layer in layers], 1)
-        for i, x in zip(some, states, strict=True):
-            found[i] = x
-    return torch.stack(found)
+        found |= zip(some, states, strict=True)
+    return torch.stack([found[i] for i in range(len(rows))])
 
 
 def _keep(

@@ -105,7 +105,7 @@ def widen(model: PreTrainedModel, units: dict[int, list[Units]], sharpness: floa
 def neurons(units: Sequence[Units], sharpness: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of n units: rows of gate and up [2n, d], and columns of down, as rows [2n, d]."""
     if not units:
-        return (torch.zeros(0, 0),) * 3
+        return (torch.zeros(0, 0, device="cpu"),) * 3
     gate = [t for u in units for t in (u.A, u.A - u.width[:, None] * u.up)]
     up = [u.up.expand_as(u.A) for u in units for _ in range(2)]
     down = [sign * u.V / (sharpness * u.width[:, None]) for u in units for sign in (1, -1)]
@@ -130,7 +130,7 @@ def _widened(linear: nn.Linear, rows: Tensor, size: int, inwards: bool) -> nn.Li
 
 def _require_ramp(mlp: nn.Module) -> None:
     """Raises NPTError if the activation is not near max(., 0) for large numbers, as SiLU and GELU are."""
-    t = torch.tensor([-1e3, -1e2, 1e2, 1e3])
+    t = torch.tensor([-1e3, -1e2, 1e2, 1e3], device="cpu")
     act: Any = getattr(mlp, "act_fn", None)
     if act is None or not torch.allclose(act(t), t.clamp_min(0), atol=1e-3):
         raise NPTError(f"the activation {act} is no ramp: a gated unit cannot be neurons of this model")
