@@ -27,7 +27,7 @@ EDIT = {
     **dict.fromkeys(("name", "answer", "question", "subject", "method", "statement", "created", "state"), ODD),
     **{"layers": [1], "seconds": 1.0, "holds": False, "perplexity_drift": 0.1, "contradicts": [ODD], "alpha": 1.0},
     **{f"{what}_probability_{when}": 0.5 for what in ("answer", "elsewhere") for when in ("before", "after")},
-    **{"relative_norm": {ODD: {ODD: 0.1}}, "norm": 1.0},
+    **{"relative_norm": {ODD: {ODD: 0.1}}, "norm": 1.0, "gated": False},
 }
 FIGURES = {"S": (1.0, 0.5, 1.0), ODD: (1.0, 0.5, 1.0), "kl": (0.1,)}
 UNABLE = {"refused": {ODD: ODD}, "untaught": {ODD: ODD}}

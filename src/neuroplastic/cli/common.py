@@ -87,3 +87,11 @@ def run(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         note("npt: interrupted")
         return 130
+
+
+def size_in_words(r: dict[str, Any]) -> str:
+    """What an edit changes of the base: nothing if it is gated, else a share of each projection."""
+    if r["gated"]:
+        return "no weight of the base changes: units beside it act where the subject is read"
+    largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
+    return f"largest |dW|/|W| of any projection: {largest:.2%}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import PlasticityConfig
 from ..console import Terminal, as_json
 from ..models import DEFAULT_MODEL
+from .common import size_in_words
 
 if TYPE_CHECKING:
     from ..workspace.workspace import Workspace
@@ -81,11 +82,8 @@ def _story(console: Terminal, path: Path) -> dict[str, Any]:
     console.print_styled("statement: ", (STATEMENT, "bold"))
     edit = ws.inject(STATEMENT, name="tower")
     report = edit.report
-    norms = [v for sites in report["relative_norm"].values() for v in sites.values()]
-    console.print(
-        f"injected by `{edit.method}` in {report['seconds']:.2f} s, into {len(edit.layers)} layers; |dW|/|W| is "
-        f"at most {max(norms):.2%} in any of the {len(norms)} projections"
-    )
+    console.print(f"injected by `{edit.method}` in {report['seconds']:.2f} s, into {len(edit.layers)} layers")
+    console.print(size_in_words(edit.summary()))
 
     _title(console, "4  Asked without the fact in the prompt")
     after, ppl_after = _answers(ws), perplexity(ws.model, text)

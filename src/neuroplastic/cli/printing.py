@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..console import Terminal
+from .common import size_in_words
 
 
 def info(console: Terminal, r: dict[str, Any]) -> None:
@@ -133,8 +134,7 @@ def edit(console: Terminal, r: dict[str, Any]) -> None:
         console.print(f"takes the place of the edit {', '.join(r['replaces'])}, which undo brings back")
     if r["contradicts"]:
         console.print_styled(("contradicts", "yellow"), f" the edit {', '.join(r['contradicts'])}")
-    largest = max(v for sites in r["relative_norm"].values() for v in sites.values())
-    console.print(f"largest |dW|/|W| of any projection: {largest:.2%}")
+    console.print(size_in_words(r))
 
 
 def many(console: Terminal, r: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def many(console: Terminal, r: dict[str, Any]) -> None:
         )
     console.print(table)
     seconds, drift = sum(e["seconds"] for e in r["edits"]), r["edits"][-1]["perplexity_drift"]
-    console.print(f"solved together in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}")
+    console.print(f"made in {seconds:.1f} s; perplexity on ordinary text: {drift:+.2%}")
 
 
 def one_edit(console: Terminal, r: dict[str, Any]) -> None:

@@ -345,7 +345,7 @@ class EditableModel(MeasuredModel):
                 "told_together": len(plan.facts),
                 "joint": is_joint(plan.method),
                 **solution.figures,
-                "relative_norm": relative_norms(context.parts, solution.factors),
+                "relative_norm": relative_norms(context.parts, {} if solution.units else solution.factors),
                 **_recalled(before[i], "before"),
                 "contradicts": list(plan.contradicted[i]),
                 "replaces": list(plan.replaced[i]),
