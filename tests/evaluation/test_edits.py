@@ -28,7 +28,7 @@ RECORDS = [
     Record("c", "Sushi is from", "Italy", "Japan", ("It came from",), (("Pizza is from", "Italy"),)),
 ]
 METHODS = ["unedited", "prompt", "token", "consolidate"]
-CONTENDERS = {m: editing_method(m) for m in METHODS}
+COMPARED = {m: editing_method(m) for m in METHODS}
 COSTS = {"perplexity", "kl"}
 
 
@@ -39,7 +39,7 @@ def needy(name: str) -> EditingMethod:
     def teach(engine: EditableModel, record: Record) -> Iterator[Taught]:
         if record.id == "b":
             raise npt.NPTError("b is too long")
-        with CONTENDERS[name](engine, record) as taught:
+        with COMPARED[name](engine, record) as taught:
             yield taught
 
     return teach
@@ -48,8 +48,8 @@ def needy(name: str) -> EditingMethod:
 def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
     workspace.inject("Pizza is from Oslo.", name="own")
     weights = workspace.weights_hash()
-    examination = Evaluator(workspace.engine, COUNTERFACT)
-    rows = evaluate(examination, RECORDS, CONTENDERS)
+    evaluator = Evaluator(workspace.engine, COUNTERFACT)
+    rows = evaluate(evaluator, RECORDS, COMPARED)
     assert [(r.method, r.record) for r in rows] == [(m, r.id) for m in METHODS for r in RECORDS]
     assert workspace.weights_hash() == weights
     assert [e.name for e in workspace.edits] == ["own"]
@@ -73,16 +73,16 @@ def test_each_alone_and_nothing_left_behind(workspace: npt.Workspace) -> None:
 
 
 def test_locality_of_zsre_is_against_the_unedited_model(workspace: npt.Workspace) -> None:
-    rows = evaluate(Evaluator(workspace.engine, ZSRE), RECORDS[:2], CONTENDERS)
+    rows = evaluate(Evaluator(workspace.engine, ZSRE), RECORDS[:2], COMPARED)
     by_method = {m: [r.figures for r in rows if r.method == m] for m in METHODS}
     assert all(f["locality"] == 1 for f in by_method["unedited"])
     engine = workspace.engine
     for method in ("prompt", "consolidate"):  # taught and asked by hand
-        examination = Evaluator(engine, ZSRE)
-        examination.remember(RECORDS[:1])
-        with CONTENDERS[method](engine, RECORDS[0]) as taught:
+        evaluator = Evaluator(engine, ZSRE)
+        evaluator.remember(RECORDS[:1])
+        with COMPARED[method](engine, RECORDS[0]) as taught:
             assert taught.context == ("Fact: The Bridge is in Madrid.\n" if method == "prompt" else "")
-            asked = examination.ask(RECORDS[0], taught.context)
+            asked = evaluator.ask(RECORDS[0], taught.context)
         del asked["asking"], asked["per_question"]
         assert asked == pytest.approx({k: by_method[method][0][k] for k in asked})
     edited, plain = (sum(f["edit"] for f in by_method[m]) for m in ("consolidate", "unedited"))
@@ -92,7 +92,7 @@ def test_locality_of_zsre_is_against_the_unedited_model(workspace: npt.Workspace
 def test_a_record_that_cannot_be_taught_is_named_and_counts_as_unedited(
     workspace: npt.Workspace, tmp_path: Path
 ) -> None:
-    methods = {"unedited": CONTENDERS["unedited"], "needy": needy("consolidate")}
+    methods = {"unedited": COMPARED["unedited"], "needy": needy("consolidate")}
     order = [RECORDS[1], RECORDS[0], RECORDS[2]]  # the one that cannot be taught comes first
     store = ResultStore(tmp_path, {}, Row)
     rows = evaluate(Evaluator(workspace.engine, COUNTERFACT), order, methods, store)
@@ -117,29 +117,29 @@ def test_the_unedited_model_is_asked_once_and_its_answers_are_kept(workspace: np
         made.keep_in(ResultStore(tmp_path, {}, Remembered, "reference.jsonl"))
         return made
 
-    rows = evaluate(evaluator(), RECORDS[:2], {"unedited": CONTENDERS["unedited"]})
+    rows = evaluate(evaluator(), RECORDS[:2], {"unedited": COMPARED["unedited"]})
     assert len((tmp_path / "reference.jsonl").read_text().splitlines()) == 1 + 2
     again = evaluator()
     again.suite = replace(ZSRE, reference=no_reference)  # which would match no answer
-    assert [r.figures["locality"] for r in evaluate(again, RECORDS[:2], {"unedited": CONTENDERS["unedited"]})] == [1, 1]
+    assert [r.figures["locality"] for r in evaluate(again, RECORDS[:2], {"unedited": COMPARED["unedited"]})] == [1, 1]
     assert [r.figures["locality"] for r in rows] == [1, 1]
 
 
 def test_free_writing_is_asked_for(workspace: npt.Workspace) -> None:
-    examination = Evaluator(workspace.engine, COUNTERFACT, generate=True)
-    (row,) = evaluate(examination, RECORDS[:1], {"unedited": CONTENDERS["unedited"]})
+    evaluator = Evaluator(workspace.engine, COUNTERFACT, generate=True)
+    (row,) = evaluate(evaluator, RECORDS[:1], {"unedited": COMPARED["unedited"]})
     assert {"es_gen", "ps_gen", "entropy"} <= row.figures.keys()
 
 
 def test_a_run_goes_on_where_it_was_cut_off(workspace: npt.Workspace, tmp_path: Path) -> None:
     folder, settings = tmp_path / "report", {"seed": 0}
-    contenders = {m: CONTENDERS[m] for m in ("unedited", "token")}
-    examination = Evaluator(workspace.engine, COUNTERFACT)
-    rows = evaluate(examination, RECORDS, contenders, ResultStore(folder, settings, Row))
+    contenders = {m: COMPARED[m] for m in ("unedited", "token")}
+    evaluator = Evaluator(workspace.engine, COUNTERFACT)
+    rows = evaluate(evaluator, RECORDS, contenders, ResultStore(folder, settings, Row))
     kept = ResultStore(folder, settings, Row)
     assert kept.done == rows
     kept.file.write_bytes(kept.file.read_bytes()[:-5])  # killed while it wrote the last of six
-    again = evaluate(examination, RECORDS, contenders, ResultStore(folder, settings, Row))
+    again = evaluate(evaluator, RECORDS, contenders, ResultStore(folder, settings, Row))
     assert again[:5] == rows[:5]  # seconds and all: read, not made
     assert again[5].figures["ES"] == rows[5].figures["ES"]
     assert ResultStore(folder, settings, Row).done == again

@@ -23,6 +23,9 @@ from .export_report import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ..workspace.workspace import Workspace
 
 
@@ -45,15 +48,29 @@ def merged(
     wide = "float64" if ws.base.dtype == "float64" else "float32"
     model, tokenizer = models.load_base(ws.base.spec, wide, "cpu")
     Ledger(model).set_active(chosen)
+    error, agreement = write_checkpoint("merged", model, tokenizer, dest, dtype, statements, reference, ws.base.dtype)
+    names = [e.name for e in chosen]
+    return finish(ws, ExportReport("merged", str(dest), names, None, 0.0, error, agreement, clock(), ungated))
+
+
+def write_checkpoint(
+    format: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dest: Path,
+    dtype: str,
+    statements: Sequence[str],
+    reference: Sequence[Tensor],
+    reference_dtype: str,
+) -> tuple[float, float]:
+    """Writes a model in `dtype` with its tokenizer, loads it with transformers, and gives what `require_match` says of
+    its logits on the statements. Raises NPTError for weights that are not finite, and CheckFailed, leaving nothing."""
     model.to(getattr(torch, dtype))
     models.require_finite_weights("the edited model", model, dtype)
     with whole_folder(dest) as folder:
         with models.quietly():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        del model
         loaded, loaded_tokenizer = models.load_base(folder, dtype, "cpu")
         written = statement_logits(loaded, loaded_tokenizer, statements)
-        error, agreement = require_match("merged", written, reference, dtype, ws.base.dtype)
-    names = [e.name for e in chosen]
-    return finish(ws, ExportReport("merged", str(dest), names, None, 0.0, error, agreement, clock(), ungated))
+        return require_match(format, written, reference, dtype, reference_dtype)

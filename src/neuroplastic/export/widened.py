@@ -23,9 +23,10 @@ from .. import models
 from ..editing.ledger import Ledger, units_by_layer
 from ..editing.units import Units
 from ..errors import NPTError
-from ..files import refuse_occupied, whole_folder
+from ..files import refuse_occupied
 from ..structure import PROJECTIONS, decoder_layers, mlp_of, projection
-from .export_report import Clock, ExportReport, chosen_edits, finish, require_match, statement_logits, workspace_logits
+from .checkpoint import write_checkpoint
+from .export_report import Clock, ExportReport, chosen_edits, finish, workspace_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,16 +68,7 @@ def widened(
     model, tokenizer = models.load_base(ws.base.spec, wide, "cpu")
     Ledger(model).set_active([e for e in chosen if not e.units])
     widen(model, units_by_layer(chosen), SHARPNESS.get(dtype, HALF_SHARPNESS), multiple)
-    model.to(getattr(torch, dtype))
-    models.require_finite_weights("the widened model", model, dtype)
-    with whole_folder(dest) as folder:
-        with models.quietly():
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        del model
-        loaded, loaded_tokenizer = models.load_base(folder, dtype, "cpu")
-        written = statement_logits(loaded, loaded_tokenizer, statements)
-        error, agreement = require_match("widened", written, reference, dtype, ws.base.dtype)
+    error, agreement = write_checkpoint("widened", model, tokenizer, dest, dtype, statements, reference, ws.base.dtype)
     names = [e.name for e in chosen]
     return finish(ws, ExportReport("widened", str(dest), names, None, 0.0, error, agreement, clock()))
 
